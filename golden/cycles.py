@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cycle model of a row unit: exact, and asserted against the RTL cycle by cycle.
+
+A row unit reads a row of ``ceil(N / lanes)`` beats, waits for a statistic of the whole row, reads
+the row again from a buffer, and so on; every phase takes one beat a cycle and different rows are
+in different phases at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from golden.fixedpoint import integer
+
+__all__ = ["QUEUE_DEPTH", "RowPipeline", "RowTiming", "tree_levels"]
+
+QUEUE_DEPTH = 32
+"""Rows that may wait between two phases; it binds only where dozens of rows of a few beats follow
+a row of very many."""
+
+
+def tree_levels(lanes: int) -> int:
+    """Levels of a binary tree over ``lanes`` inputs: ceil(log2(lanes))."""
+    return (integer(lanes, "Lanes", 1, 32) - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class RowTiming:
+    """Cycle numbers of one row: first and last beat accepted, first and last beat delivered."""
+
+    first_in: int
+    last_in: int
+    first_out: int
+    last_out: int
+
+
+@dataclass(frozen=True)
+class RowPipeline:
+    """Timing of a row unit whose output is always accepted and whose input is always offered.
+
+    waits: for each phase after the first, cycles from the last beat of the phase before it (as
+    accepted or read) to the first read of the phase.  drain: cycles from the last phase's read of
+    a beat to that beat on the output.
+    """
+
+    lanes: int
+    waits: tuple[int, ...]
+    drain: int
+    max_beats: int
+
+    @property
+    def slack(self) -> int:
+        """Beats that a row buffer must hold beyond the longest row so as never to stall the input."""
+        return max(self.waits) + 1
+
+    def beats(self, length: int) -> int:
+        """Beats of a row of ``length`` elements: the initiation interval, ceil(length / lanes)."""
+        return -(-length // self.lanes)
+
+    def latency(self, length: int) -> int:
+        """Cycles from the first beat of a lone row accepted to its first beat delivered."""
+        return len(self.waits) * (self.beats(length) - 1) + sum(self.waits) + self.drain
+
+    def schedule(self, lengths: Sequence[int], start: int = 0) -> list[RowTiming]:
+        """Timing of rows of these lengths, one after the other, the first beat at cycle ``start``."""
+        rows: list[RowTiming] = []
+        starts: list[list[int]] = [[] for _ in self.waits]
+        accepted, busy = start, [start] * len(self.waits)
+        for index, length in enumerate(lengths):
+            beats = self.beats(length)
+            first = accepted
+            if index >= QUEUE_DEPTH:
+                first = max(first, starts[0][index - QUEUE_DEPTH] + 1)
+            last = first + beats - 1
+            accepted = last + 1
+            done = last
+            for phase, wait in enumerate(self.waits):
+                begin = max(done + wait, busy[phase])
+                starts[phase].append(begin)
+                done = begin + beats - 1
+                busy[phase] = done + 1
+            rows.append(RowTiming(first, last, begin + self.drain, done + self.drain))
+        return rows

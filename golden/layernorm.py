@@ -1,0 +1,405 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LayerNorm of power-of-two-factor (PTF) codes: no division, no float square root.
+
+A row holds C codes q_c that share one scale and one zero point z; channel c is coarser by a shift
+a_c. The scale cancels. With the layer's E (eps in units of the squared numerator), p (``point``),
+gain G_c and offset B_c:
+
+    X_c = (q_c - z) << a_c
+    S   = sum X,  Q = sum X^2,  D = C*Q - S^2 + E       C^2 times the variance, plus eps
+    k   = leading zeros of D in w bits, halved          w even, from the bounds
+    R   = 2**17 / sqrt(v),  v = D * 2**(2k - (w-2)) in [1, 4)     table and one chord
+    t_c = rs((C*X_c - S) * R, w/2 + 16 - k - p)         the z-score with p fraction bits
+    y_c = sat(rs(t_c * G_c + B_c, H))                   affine "dyadic": G_c signed 16 bits
+    y_c = sat(rs((t_c << G_c) + B_c, H))                affine "shift": G_c from 0 to 7
+
+H is fixed by the spec (7 more than the largest gain exponent), so hardware has one variable shift,
+the one after R; a layer's largest gain is normalised by p instead. B_c includes the output's zero
+point. In a constant row C*X_c = S, hence y_c = rs(B_c, H): beta.
+
+Sources: PTF from FQ-ViT (arXiv 2111.13824, section 3.2); the one-pass variance and the table are the
+project's own, see ``tests/test_layernorm.py`` for the measured error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from golden.bounds import Interval
+from golden.cycles import RowPipeline, tree_levels
+from golden.fixedpoint import Ints, bit_length, integer, integers, rounding_shift, saturate
+from golden.tables import rsqrt_table
+
+__all__ = [
+    "SPEC_GRID",
+    "LayerNormParams",
+    "LayerNormSpec",
+    "LayerNormTrace",
+    "corner_rows",
+    "layernorm",
+    "layernorm_pipeline",
+    "layernorm_trace",
+]
+
+RSQRT_BITS = 17
+"""Width of R: with a sign bit it fills the 18-bit port of a DSP slice."""
+INTERP_BITS = 10
+"""Bits of a segment's fraction that the chord is multiplied by."""
+MARGIN = 7
+"""H minus the largest gain exponent: t contributes at most 2**-(MARGIN+1) codes of rounding error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerNormSpec:
+    """What is fixed when a LayerNorm unit is built.
+
+    max_channels: longest row, 1 to 4096.  in_bits: width of an input code, signed, 4 to 16.
+    out_bits: width of an output code, signed, 3 to 16.  max_shift: largest PTF shift a, 0 to 7.
+    eps_bits: width of E, 8 to 40.  affine: "dyadic" (a multiplier and an offset per channel) or
+    "shift" (a shift and an offset per channel; gamma's rest belongs into the next layer's weights).
+    table_bits: log2 of the entries of the reciprocal square root's table, 4 to 9.
+    """
+
+    max_channels: int = 3072
+    in_bits: int = 8
+    out_bits: int = 8
+    max_shift: int = 3
+    eps_bits: int = 40
+    affine: Literal["dyadic", "shift"] = "dyadic"
+    table_bits: int = 7
+
+    def __post_init__(self) -> None:
+        integer(self.max_channels, "Maximum row length", 1, 4096)
+        integer(self.in_bits, "Input width", 4, 16)
+        integer(self.out_bits, "Output width", 3, 16)
+        integer(self.max_shift, "Largest PTF shift", 0, 7)
+        integer(self.eps_bits, "Width of E", 8, 40)
+        if self.affine not in ("dyadic", "shift"):
+            raise ValueError(f"Affine must be 'dyadic' or 'shift', not {self.affine!r}")
+        integer(self.table_bits, "Table index width", 4, 9)
+        if self.bounds["variance"].bits > 61:
+            raise ValueError(
+                "Row length, input width and largest shift must keep the variance within 61 bits, "
+                f"not {self.bounds['variance'].bits!r}"
+            )
+
+    @property
+    def gain_exponent(self) -> int:
+        """Largest gain as a power of two: 15 for 16-bit gains, 7 for shifts from 0 to 7."""
+        return 15 if self.affine == "dyadic" else 7
+
+    @property
+    def output_shift(self) -> int:
+        """H, the fraction bits that the last rounding removes."""
+        return self.gain_exponent + MARGIN
+
+    @property
+    def max_point(self) -> int:
+        """Largest p."""
+        return 16
+
+    @property
+    def gain_range(self) -> Interval:
+        """Legal values of G: 16 bits with sign, or a shift from 0 to 7."""
+        return Interval.of_bits(16, signed=True) if self.affine == "dyadic" else Interval(0, 7)
+
+    @property
+    def variance_bits(self) -> int:
+        """w: width of D, rounded up to an even number."""
+        return self.bounds["variance"].bits + self.bounds["variance"].bits % 2
+
+    @property
+    def rsqrt(self) -> tuple[tuple[int, int], ...]:
+        """The table of (base, slope) pairs."""
+        return rsqrt_table(self.table_bits, RSQRT_BITS, INTERP_BITS)
+
+    @cached_property
+    def bounds(self) -> dict[str, Interval]:
+        """Interval of every intermediate value, by the names of :class:`LayerNormTrace`.
+
+        D uses Popoviciu's inequality: values inside an interval of width r have a variance of at
+        most r^2 / 4; whatever z and a_c, the X of a row lie in one interval of width
+        (2**in_bits - 1) << max_shift that holds 0.
+        """
+        count, reach = self.max_channels, ((1 << self.in_bits) - 1) << self.max_shift
+        x = Interval(-reach, reach)
+        square = x.square()
+        spread = (count * count // 4) * reach * reach
+        variance = Interval(1, spread + (1 << self.eps_bits) - 1)
+        centered = Interval(-(count - 1) * reach, (count - 1) * reach)
+        # |z-score| <= sqrt(C - 1); the chord may exceed the curve by 2**-10 at the smallest table.
+        z_high = _isqrt_up((count - 1) << (2 * self.max_point))
+        z_high += (z_high >> 10) + 1
+        score = Interval(-z_high, z_high)
+        offset = Interval.of_bits(self.out_bits + self.output_shift + 2, signed=True)
+        scaled = score * self.gain_range if self.affine == "dyadic" else score << 7
+        return {
+            "x": x,
+            "square": square,
+            "total": x.sum_of(count),
+            "squares": square.sum_of(count),
+            "variance": variance,
+            "rsqrt": Interval(1, (1 << RSQRT_BITS) - 1),
+            "centered": centered,
+            "score": score,
+            "offset": offset,
+            "scaled": scaled + offset,
+            "code": Interval.of_bits(self.out_bits, signed=True),
+        }
+
+
+def _isqrt_up(n: int) -> int:
+    """Smallest integer whose square is at least n."""
+    root = 0
+    for bit in reversed(range(n.bit_length() // 2 + 1)):
+        if (root | 1 << bit) ** 2 < n:
+            root |= 1 << bit
+    return root + 1 if n else 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerNormParams:
+    """What changes per layer; the arrays have one entry per channel.
+
+    zero_point: z, within the input codes.  eps: E, 1 to 2**eps_bits - 1.  point: p, 0 to 16.
+    shift: a, [C], 0 to max_shift.  gain: G, [C].  offset: B, [C], out_bits + H + 2 bits signed.
+    """
+
+    zero_point: int
+    eps: int
+    point: int
+    shift: npt.NDArray[np.int64]
+    gain: npt.NDArray[np.int64]
+    offset: npt.NDArray[np.int64]
+
+    @property
+    def channels(self) -> int:
+        """C, the row length these parameters are for."""
+        return int(np.shape(self.shift)[0])
+
+    def check(self, spec: LayerNormSpec) -> None:
+        """Raise TypeError or ValueError unless the parameters suit ``spec``."""
+        codes = Interval.of_bits(spec.in_bits, signed=True)
+        integer(self.zero_point, "Zero point", codes.low, codes.high)
+        integer(self.eps, "E", 1, (1 << spec.eps_bits) - 1)
+        integer(self.point, "Point", 0, spec.max_point)
+        length = np.shape(self.shift)
+        if len(length) != 1 or not 1 <= length[0] <= spec.max_channels:
+            raise ValueError(f"Shifts must be 1 to {spec.max_channels} channels, not {length!r}")
+        for name, array, legal in (
+            ("PTF shift", self.shift, Interval(0, spec.max_shift)),
+            ("Gain", self.gain, spec.gain_range),
+            ("Offset", self.offset, spec.bounds["offset"]),
+        ):
+            values = integers(array, name)
+            if values.shape != length:
+                raise ValueError(f"{name} must have shape {length!r}, not {values.shape!r}")
+            if not legal.holds(values):
+                worst = int(values[(values < legal.low) | (values > legal.high)][0])
+                raise ValueError(f"{name} must be from {legal.low} to {legal.high}, not {worst!r}")
+
+    def words(self, spec: LayerNormSpec) -> list[tuple[int, int]]:
+        """Writes of the parameter port, (word address, unsigned 32-bit value), in order.
+
+        They fill the bank that is not in use; the last one makes it current for the next row.
+        """
+        self.check(spec)
+        scalars = [
+            (WORD["zero_point"], self.zero_point),
+            (WORD["point"], self.point),
+            (WORD["eps_low"], self.eps),
+            (WORD["eps_high"], self.eps >> 32),
+        ]
+        tables = [
+            (TABLE[name] | channel, int(value))
+            for name, column in (("shift", self.shift), ("gain", self.gain), ("offset", self.offset))
+            for channel, value in enumerate(column)
+        ]
+        writes = [*scalars, *tables, (WORD["commit"], 0)]
+        return [(address, value & 0xFFFFFFFF) for address, value in writes]
+
+
+WORD = {"zero_point": 0, "point": 1, "eps_low": 2, "eps_high": 3, "commit": 4}
+"""Word addresses of the scalar parameters."""
+TABLE = {"shift": 1 << 12, "gain": 2 << 12, "offset": 3 << 12}
+"""Word addresses of channel 0 of the tables; channel c is c words further."""
+
+
+@dataclass(frozen=True)
+class LayerNormTrace:
+    """Every intermediate value; int64, row values keep a last axis of 1."""
+
+    x: npt.NDArray[np.int64]
+    total: npt.NDArray[np.int64]
+    squares: npt.NDArray[np.int64]
+    variance: npt.NDArray[np.int64]
+    rsqrt: npt.NDArray[np.int64]
+    rsqrt_shift: npt.NDArray[np.int64]
+    centered: npt.NDArray[np.int64]
+    score: npt.NDArray[np.int64]
+    scaled: npt.NDArray[np.int64]
+    code: npt.NDArray[np.int64]
+
+
+def layernorm_trace(codes: Ints, spec: LayerNormSpec, params: LayerNormParams) -> LayerNormTrace:
+    """:func:`layernorm` with every intermediate value."""
+    params.check(spec)
+    q = integers(codes, "Codes")
+    if q.shape[-1] != params.channels:
+        raise ValueError(f"Row length must be {params.channels}, not {q.shape[-1]!r}")
+    if not Interval.of_bits(spec.in_bits, signed=True).holds(q):
+        span = f"{int(q.min())} to {int(q.max())}"
+        raise ValueError(f"Codes must fit in {spec.in_bits} bits with sign, not {span}")
+
+    count = params.channels
+    x = (q - params.zero_point) << integers(params.shift, "PTF shift")
+    total = x.sum(axis=-1, keepdims=True)
+    squares = (x * x).sum(axis=-1, keepdims=True)
+    # C*Q and S^2 may wrap around 64 bits for 16-bit codes; their difference fits (see bounds).
+    variance = count * squares - total * total + params.eps
+    rsqrt, k = _rsqrt(variance, spec)
+    rsqrt_shift = spec.variance_bits // 2 + RSQRT_BITS - 1 - k - params.point
+    centered = count * x - total
+    score = rounding_shift(centered * rsqrt, rsqrt_shift)
+    gain, offset = integers(params.gain, "Gain"), integers(params.offset, "Offset")
+    scaled = (score * gain if spec.affine == "dyadic" else score << gain) + offset
+    code = saturate(rounding_shift(scaled, spec.output_shift), spec.out_bits)
+    return LayerNormTrace(
+        x, total, squares, variance, rsqrt, rsqrt_shift, centered, score, scaled, code
+    )
+
+
+def _rsqrt(
+    variance: npt.NDArray[np.int64], spec: LayerNormSpec
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """R and k of the module's formula, for variance in [1, 2**w)."""
+    width = spec.variance_bits
+    zeros = width - bit_length(variance)
+    fraction = (variance << zeros) & ((1 << (width - 1)) - 1)  # behind the leading one
+    # An even count of zeros leaves v in [2, 4), the upper half of the table.
+    segment_bits = spec.table_bits - 1
+    below = width - 1 - segment_bits
+    index = ((1 - (zeros & 1)) << segment_bits) | (fraction >> below)
+    if below >= INTERP_BITS:
+        part = (fraction >> (below - INTERP_BITS)) & ((1 << INTERP_BITS) - 1)
+    else:
+        part = (fraction << (INTERP_BITS - below)) & ((1 << INTERP_BITS) - 1)
+    table = np.array(spec.rsqrt, dtype=np.int64)
+    return table[index, 0] - ((table[index, 1] * part) >> INTERP_BITS), zeros >> 1
+
+
+def layernorm(
+    codes: Ints, spec: LayerNormSpec, params: LayerNormParams
+) -> npt.NDArray[np.int64]:
+    """LayerNorm over the last axis, from PTF codes to output codes.
+
+    ``codes``: integers of shape [..., C] within ``spec.in_bits`` signed bits, C = ``params.channels``.
+    Returns int64 codes of the same shape within ``spec.out_bits`` signed bits. TypeError for floats,
+    ValueError for a value or length out of range.
+    """
+    return layernorm_trace(codes, spec, params).code
+
+
+def layernorm_pipeline(spec: LayerNormSpec, lanes: int) -> RowPipeline:
+    """Cycle model of the unit in ``rtl/layernorm.py``: one wait, for the row's statistics."""
+    return RowPipeline(
+        lanes=lanes,
+        waits=(13 + tree_levels(lanes),),
+        drain=12,
+        max_beats=-(-spec.max_channels // lanes),
+    )
+
+
+SPEC_GRID: tuple[LayerNormSpec, ...] = (
+    LayerNormSpec(),
+    LayerNormSpec(affine="shift"),
+    LayerNormSpec(in_bits=16, max_shift=3, max_channels=1024),
+    LayerNormSpec(in_bits=4, out_bits=4, max_shift=2, max_channels=200, table_bits=4),
+    LayerNormSpec(in_bits=10, out_bits=6, affine="shift", max_channels=400, table_bits=6),
+    LayerNormSpec(max_channels=768, max_shift=0, eps_bits=20, table_bits=9),
+)
+"""Specs that every check of the operator runs on."""
+
+
+def corner_rows(
+    spec: LayerNormSpec, seed: int = 0
+) -> Iterator[tuple[str, npt.NDArray[np.int64], LayerNormParams]]:
+    """Yield (name, codes [C], params): extremes, ties and the rows on which peers' units were wrong.
+
+    Constant rows (beta, no NaN), one-hot and two-level rows of the largest variance, rows whose
+    sum is negative, gains that are negative or zero, zero points at both ends, shifts all zero and
+    all at their largest, lengths of 1 and 2; offsets solved so that the last rounding meets a tie
+    and both of its neighbours, and so that the output saturates on either side by one.
+    """
+    rng = np.random.default_rng(seed)
+    low, high = -(1 << (spec.in_bits - 1)), (1 << (spec.in_bits - 1)) - 1
+    top = spec.gain_range.high
+    full = spec.max_channels
+
+    def params(count: int, **changes: Any) -> LayerNormParams:
+        plain: dict[str, Any] = {
+            "zero_point": 0,
+            "eps": 1,
+            "point": 10,
+            "shift": rng.integers(0, spec.max_shift, count, endpoint=True),
+            "gain": rng.integers(spec.gain_range.low, top, count, endpoint=True),
+            "offset": rng.integers(-(1 << spec.output_shift), 1 << spec.output_shift, count),
+        }
+        return LayerNormParams(**(plain | changes))
+
+    def spread(count: int) -> npt.NDArray[np.int64]:
+        return rng.integers(low, high, count, endpoint=True)
+
+    for count in sorted({1, 2, 3, min(192, full), full - 1 or 1, full}):
+        for value in sorted({low, 0, high}):
+            yield f"constant {value} x {count}", np.full(count, value), params(count)
+        one_hot = np.full(count, low)
+        one_hot[count // 2] = high
+        widest = {"shift": np.full(count, spec.max_shift), "gain": np.full(count, top)}
+        yield f"one hot x {count}", one_hot, params(count, zero_point=low, **widest)
+        yield (
+            f"one hot x {count}, finest",
+            one_hot,
+            params(count, point=spec.max_point, zero_point=high, **widest),
+        )
+        two_level = np.where(np.arange(count) % 2, low, high)
+        yield f"largest variance x {count}", two_level, params(count, zero_point=low, **widest)
+        largest_eps = (1 << spec.eps_bits) - 1
+        yield f"largest E x {count}", two_level, params(count, eps=largest_eps)
+        yield f"random x {count}", spread(count), params(count, point=spec.max_point)
+        yield f"point 0 x {count}", spread(count), params(count, point=0)
+
+    count = min(192, full)
+    yield "all minimum, far zero point", np.full(count, low), params(count, zero_point=high)
+    yield "negative sum", rng.integers(low, low // 2, count), params(count)
+    yield "shifts all 0", spread(count), params(count, shift=np.zeros(count, np.int64))
+    yield "nearly constant", np.arange(count) // (count - 1 or 1), params(count, eps=1)
+    for gain in sorted({spec.gain_range.low, 0, 1, top}):
+        yield f"gain {gain}", spread(count), params(count, gain=np.full(count, gain))
+    for zero_point in (low, high):
+        yield f"zero point {zero_point}", spread(count), params(count, zero_point=zero_point)
+
+    # Solve the offsets: with B = 0 the trace tells t*G, which the wanted values are offset from.
+    codes, base = spread(count), params(count, offset=np.zeros(count, np.int64))
+    product = layernorm_trace(codes, spec, base).scaled
+    half, legal = 1 << (spec.output_shift - 1), spec.bounds["offset"]
+    targets = (-1, 0, 1, (1 << (spec.out_bits - 1)) - 1, -(1 << (spec.out_bits - 1)) - 1)
+    for target in targets:
+        for step in (-1, 0, 1):
+            wanted = (target << spec.output_shift) + half + step
+            offset = np.clip(wanted - product, legal.low, legal.high)
+            solved = LayerNormParams(
+                zero_point=base.zero_point,
+                eps=base.eps,
+                point=base.point,
+                shift=base.shift,
+                gain=base.gain,
+                offset=offset,
+            )
+            yield f"tie above {target}, {step:+d}", codes, solved
