@@ -77,6 +77,8 @@ class RowPipeline:
             done = last
             for phase, wait in enumerate(self.waits):
                 begin = max(done + wait, busy[phase])
+                if phase + 1 < len(self.waits) and index >= QUEUE_DEPTH:
+                    begin = max(begin, starts[phase + 1][index - QUEUE_DEPTH] + 1)
                 starts[phase].append(begin)
                 done = begin + beats - 1
                 busy[phase] = done + 1

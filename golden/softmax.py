@@ -220,7 +220,10 @@ def softmax_pipeline(spec: SoftmaxSpec, lanes: int) -> RowPipeline:
     """Cycle model of the unit in ``rtl/softmax.py``: two waits, for the maximum and for the sum."""
     levels = tree_levels(lanes)
     return RowPipeline(
-        lanes=lanes, waits=(3 + levels, 10 + levels), drain=5, max_beats=-(-spec.max_tokens // lanes)
+        lanes=lanes,
+        waits=(3 + levels, 11 + levels),
+        drain=4,
+        max_beats=-(-spec.max_tokens // lanes),
     )
 
 

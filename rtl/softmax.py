@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Softmax to log2 codes: the RTL of :mod:`golden.softmax`, one row each ceil(N / lanes) cycles.
+
+Three phases, each on its own row: the maximum while a row arrives; distances, exponentials and
+their sum; codes. No multiplier, no divider.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from golden.cycles import RowPipeline, tree_levels
+from golden.softmax import ALIGN_STEPS, SoftmaxSpec, softmax_pipeline
+from rtl.row import OutputQueue, RowStore, delayed, tree
+
+__all__ = ["Log2Softmax"]
+
+PARAM_ADDRESS_BITS = 14
+OUTPUT_DEPTH = 16
+
+
+class Log2Softmax(wiring.Component):
+    """Streaming softmax unit; the formula is :mod:`golden.softmax`'s, bit for bit.
+
+    Parameters
+    ----------
+    spec : SoftmaxSpec
+        Widths, tables and the longest row.
+    lanes : int
+        Elements per beat, 1 to 32. No result depends on it.
+
+    Latency and initiation interval: ``pipeline``; ceil(N / lanes) cycles a row, row after row.
+
+    Members
+    -------
+    i : In(stream.Signature(...))
+        ``score``: lanes signed scores; ``mask``: a one takes the element out of the row; ``keep``: a
+        prefix of ones, all ones but in the last beat of a row; ``last``: ends a row.
+    o : Out(stream.Signature(...))
+        ``code``: lanes codes; ``keep`` and ``last`` as they came in.
+    params : In(stream.Signature(...))
+        Word 0: the scores' fraction bits; a row samples it with its first beat.
+    """
+
+    def __init__(self, spec: SoftmaxSpec, *, lanes: int) -> None:
+        self._spec, self._lanes = spec, lanes
+        self._pipeline = softmax_pipeline(spec, lanes)
+        score = data.ArrayLayout(signed(spec.score_bits), lanes)
+        beat_in = {"score": score, "mask": lanes, "keep": lanes, "last": 1}
+        code = data.ArrayLayout(unsigned(spec.code_bits), lanes)
+        super().__init__(
+            {
+                "i": In(stream.Signature(data.StructLayout(beat_in))),
+                "o": Out(
+                    stream.Signature(data.StructLayout({"code": code, "keep": lanes, "last": 1}))
+                ),
+                "params": In(
+                    stream.Signature(
+                        data.StructLayout({"address": PARAM_ADDRESS_BITS, "data": 32})
+                    )
+                ),
+            }
+        )
+
+    @property
+    def spec(self) -> SoftmaxSpec:
+        """Widths, tables and the longest row."""
+        return self._spec
+
+    @property
+    def lanes(self) -> int:
+        """Elements per beat."""
+        return self._lanes
+
+    @property
+    def pipeline(self) -> RowPipeline:
+        """Exact cycle model."""
+        return self._pipeline
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        spec, lanes = self._spec, self._lanes
+        score = data.ArrayLayout(signed(spec.score_bits), lanes)
+        distance = data.ArrayLayout(unsigned(spec.distance_bits), lanes)
+        log_bits = spec.bounds["log_total"].bits + 1  # the rounding half is added in
+        shape = {"max_beats": self._pipeline.max_beats, "slack": self._pipeline.slack}
+        m.submodules.scores = scores = RowStore(
+            data.StructLayout({"score": score, "active": lanes, "keep": lanes}),
+            data.StructLayout({"maximum": signed(spec.score_bits), "align": range(ALIGN_STEPS)}),
+            **shape,
+        )
+        m.submodules.distances = distances = RowStore(
+            data.StructLayout({"distance": distance, "keep": lanes}),
+            data.StructLayout({"log_total": log_bits}),
+            **shape,
+        )
+        m.submodules.output = output = OutputQueue(
+            self.o.signature.members["payload"].shape, OUTPUT_DEPTH
+        )
+        self._maximum(m, scores)
+        self._exponentials(m, scores, distances)
+        self._codes(m, distances, output)
+        wiring.connect(m, output.o, wiring.flipped(self.o))
+        return m
+
+    def _maximum(self, m: Module, scores: RowStore) -> None:
+        """Phase 1: store the beat as it arrives; the largest active score of the row."""
+        spec, lanes = self._spec, self._lanes
+        beat, taken = self.i.payload, Signal()
+        align = Signal(range(ALIGN_STEPS))  # F - f
+        m.d.comb += [self.params.ready.eq(1), taken.eq(self.i.valid & self.i.ready)]
+        with m.If(self.params.valid & (self.params.payload.address == 0)):
+            m.d.sync += align.eq(spec.frac_bits - self.params.payload.data[:3])
+        m.d.comb += [
+            self.i.ready.eq(scores.room),
+            scores.take.eq(taken),
+            scores.take_last.eq(beat.last),
+            scores.write.eq(taken),
+            scores.beat_in.score.eq(beat.score),
+            scores.beat_in.active.eq(beat.keep & ~beat.mask),
+            scores.beat_in.keep.eq(beat.keep),
+        ]
+        opening = Signal(init=1)  # the next beat is a row's first
+        row_align = Signal.like(align)
+        with m.If(taken):
+            m.d.sync += opening.eq(beat.last)
+            with m.If(opening):
+                m.d.sync += row_align.eq(align)
+
+        lowest = spec.bounds["score"].low
+        candidates = []
+        for lane in range(lanes):
+            candidate = Signal(signed(spec.score_bits), name=f"candidate_{lane}")
+            active = scores.beat_in.active[lane]
+            m.d.sync += candidate.eq(Mux(active, beat.score[lane], lowest))
+            candidates.append(candidate)
+        largest = tree(m, candidates, lambda a, b: Mux(a > b, a, b), "largest")
+        levels = tree_levels(lanes)
+        first = delayed(m, opening, 1 + levels, "first")
+        counted = delayed(m, Cat(taken, taken & beat.last), 2 + levels, "counted")
+        align_now = delayed(m, row_align, 1 + levels, "row_align")
+
+        probe_maximum = Signal(signed(spec.score_bits))
+        probe_maximum_valid = Signal()
+        with m.If(delayed(m, taken, 1 + levels, "arrived")):
+            with m.If(first | (largest > probe_maximum)):
+                m.d.sync += probe_maximum.eq(largest)
+        m.d.comb += [
+            probe_maximum_valid.eq(counted.all()),
+            scores.count.eq(counted[0]),
+            scores.count_last.eq(counted[1]),
+            scores.row_in.maximum.eq(probe_maximum),
+            scores.row_in.align.eq(align_now),
+        ]
+
+    def _exponentials(self, m: Module, scores: RowStore, distances: RowStore) -> None:
+        """Phase 2: distances from the maximum, their exponentials, the sum and its logarithm."""
+        spec, lanes = self._spec, self._lanes
+        m.d.comb += [
+            scores.go.eq(distances.room),
+            distances.take.eq(scores.step),
+            distances.take_last.eq(scores.step_last),
+        ]
+        # Block RAMs answer late in the cycle: their output goes straight into a register.
+        beat = Signal.like(scores.beat_out, name="beat")
+        row = Signal.like(scores.row_out, name="row")
+        m.d.sync += [beat.eq(scores.beat_out), row.eq(scores.row_out)]
+        align = delayed(m, row.align, 1, "align")
+        terms = []
+        for lane in range(lanes):
+            gap = Signal(spec.score_bits, name=f"gap_{lane}")
+            active = Signal(name=f"active_{lane}")
+            m.d.sync += [gap.eq(row.maximum - beat.score[lane]), active.eq(beat.active[lane])]
+            aligned = Array(gap << step for step in range(ALIGN_STEPS))[align]
+            distance = Signal(spec.distance_bits, name=f"distance_{lane}")
+            m.d.sync += distance.eq(aligned)
+            with m.If(~active | aligned[spec.distance_bits :].any()):
+                m.d.sync += distance.eq(spec.bounds["distance"].high)
+            m.d.comb += distances.beat_in.distance[lane].eq(distance)
+            terms.append(self._exponential(m, distance, f"exponential_{lane}"))
+        total = tree(m, terms, lambda a, b: a + b, "partial")
+        levels = tree_levels(lanes)
+        m.d.comb += [
+            distances.write.eq(delayed(m, scores.valid, 3, "valid")),
+            distances.beat_in.keep.eq(delayed(m, beat.keep, 2, "keep")),
+        ]
+        valid, first, last = delayed(
+            m, Cat(scores.valid, scores.first, scores.last), 5 + levels, "summand"
+        )
+        probe_total = Signal(spec.bounds["total"].bits)
+        probe_total_valid = Signal()
+        with m.If(valid):
+            m.d.sync += probe_total.eq(Mux(first, 0, probe_total) + total)
+        ended = delayed(m, Cat(valid, valid & last), 1, "ended")
+        m.d.comb += probe_total_valid.eq(ended[1])
+        self._logarithm(m, probe_total, ended, distances)
+
+    def _exponential(self, m: Module, distance: Signal, name: str) -> Signal:
+        """``EXP2[d mod 2**F] >> (d div 2**F)`` in two cycles: table and fine shift, coarse shift.
+
+        Table and two bits of shift are one function of F + 2 bits: a single LUT6 per bit at F = 4.
+        """
+        spec = self._spec
+        table = [
+            spec.exp2[index % (1 << spec.frac_bits)] >> (index >> spec.frac_bits)
+            for index in range(4 << spec.frac_bits)
+        ]
+        fine = Signal(spec.exp_bits, name=f"{name}_fine")
+        octave = distance[spec.frac_bits :]
+        m.d.sync += fine.eq(_look_up(table, distance[: spec.frac_bits + 2], spec.exp_bits))
+        coarse = delayed(m, octave[2:], 1, f"{name}_octave")
+        exponential = Signal(spec.exp_bits, name=name)
+        m.d.sync += exponential.eq(fine >> (coarse << 2))
+        return exponential
+
+    def _logarithm(
+        self, m: Module, total: Signal, ended: Value, distances: RowStore
+    ) -> None:
+        """L in three cycles: leading one, bits behind it, table; the rounding half is added to it.
+
+        A total below 1.0 is 0 (all masked), and 0 has L = 0 by the table's first entry.
+        """
+        spec = self._spec
+        point = spec.exp_bits - 1
+        whole = Signal(range(max(len(total) - point, 2)))
+        for position in range(1, len(total) - point):  # later ones win: the leading one
+            with m.If(total[point + position]):
+                m.d.sync += whole.eq(position)
+        with m.If(~total[point + 1 :].any()):
+            m.d.sync += whole.eq(0)
+        shifted = delayed(m, total[point - spec.log_index_bits :], 1, "total")
+        index = Signal(spec.log_index_bits)
+        m.d.sync += index.eq(shifted >> whole)
+        probe_log_total = Signal(spec.bounds["log_total"].bits)
+        probe_log_total_valid = Signal()
+        whole_now = delayed(m, whole, 1, "whole")
+        m.d.sync += probe_log_total.eq(Cat(_look_up(spec.log2, index, spec.frac_bits), whole_now))
+        counted = delayed(m, ended, 3, "row_ended")
+        m.d.comb += [
+            probe_log_total_valid.eq(counted[1]),
+            distances.count.eq(counted[0]),
+            distances.count_last.eq(counted[1]),
+            distances.row_in.log_total.eq(probe_log_total + (1 << (spec.code_shift - 1))),
+        ]
+
+    def _codes(self, m: Module, distances: RowStore, output: OutputQueue) -> None:
+        """Phase 3: add, shift, saturate."""
+        spec = self._spec
+        m.d.comb += [distances.go.eq(output.room), output.take.eq(distances.step)]
+        beat = Signal.like(distances.beat_out, name="stored")
+        log_total = delayed(m, distances.row_out.log_total, 1, "log_total")
+        m.d.sync += beat.eq(distances.beat_out)
+        for lane in range(self._lanes):
+            rounded = (log_total + beat.distance[lane]) >> spec.code_shift
+            m.d.sync += output.payload.code[lane].eq(rounded)
+            with m.If(rounded[spec.code_bits :].any()):
+                m.d.sync += output.payload.code[lane].eq(spec.last_code)
+        valid, last = delayed(m, Cat(distances.valid, distances.last), 2, "result")
+        m.d.sync += output.payload.keep.eq(beat.keep)
+        m.d.comb += [output.payload.last.eq(last), output.write.eq(valid)]
+
+
+def _look_up(table: Any, index: Value, width: int) -> Value:
+    """``table[index]`` as constants of ``width`` bits."""
+    return Array(Const(entry, width) for entry in table)[index]
