@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exceptions that mean: the input is at fault, or the machine; not the program."""
+
+__all__ = ["MissingTool", "UserError"]
+
+
+class UserError(Exception):
+    """Bad input, told in one clear sentence; the command line prints it and exits with status 2."""
+
+
+class MissingTool(UserError):
+    """A simulator or a compiler is not there; the command line exits with status 3."""
