@@ -8,8 +8,8 @@ gain G_c and offset B_c:
     X_c = (q_c - z) << a_c
     S   = sum X,  Q = sum X^2,  D = C*Q - S^2 + E       C^2 times the variance, plus eps
     k   = leading zeros of D in w bits, halved          w even, from the bounds
-    R   = 2**17 / sqrt(v),  v = D * 2**(2k - (w-2)) in [1, 4)     table and one chord
-    t_c = rs((C*X_c - S) * R, w/2 + 16 - k - p)         the z-score with p fraction bits
+    R   = 2**14 / sqrt(v),  v = D * 2**(2k - (w-2)) in [1, 4)     table and one chord
+    t_c = rs((C*X_c - S) * R, w/2 + 13 - k - p)         the z-score with p fraction bits
     y_c = sat(rs(t_c * G_c + B_c, H))                   affine "dyadic": G_c signed 16 bits
     y_c = sat(rs((t_c << G_c) + B_c, H))                affine "shift": G_c from 0 to 7
 
@@ -47,8 +47,8 @@ __all__ = [
     "layernorm_trace",
 ]
 
-RSQRT_BITS = 17
-"""Width of R: with a sign bit it fills the 18-bit port of a DSP slice."""
+RSQRT_BITS = 14
+"""Width of R: C*R then fits 26 bits for C < 4096, one signed 27-bit port of a DSP slice."""
 INTERP_BITS = 10
 """Bits of a segment's fraction that the chord is multiplied by."""
 MARGIN = 7
@@ -72,7 +72,7 @@ class LayerNormSpec:
     max_shift: int = 3
     eps_bits: int = 40
     affine: Literal["dyadic", "shift"] = "dyadic"
-    table_bits: int = 7
+    table_bits: int = 6
 
     def __post_init__(self) -> None:
         integer(self.max_channels, "Maximum row length", 1, 4096)
@@ -104,6 +104,10 @@ class LayerNormSpec:
         """Largest p."""
         return 16
 
+    def min_eps(self, point: int) -> int:
+        """Smallest E that keeps the shift behind R at 1 or more: 1, or 4**(p - 13) for p > 13."""
+        return 1 << 2 * max(0, point - RSQRT_BITS + 1)
+
     @property
     def gain_range(self) -> Interval:
         """Legal values of G: 16 bits with sign, or a shift from 0 to 7."""
@@ -133,7 +137,7 @@ class LayerNormSpec:
         spread = (count * count // 4) * reach * reach
         variance = Interval(1, spread + (1 << self.eps_bits) - 1)
         centered = Interval(-(count - 1) * reach, (count - 1) * reach)
-        # |z-score| <= sqrt(C - 1); the chord may exceed the curve by 2**-10 at the smallest table.
+        # |z-score| <= sqrt(C - 1); the chord exceeds the curve by less than 2**-10 (see the tests).
         z_high = _isqrt_up((count - 1) << (2 * self.max_point))
         z_high += (z_high >> 10) + 1
         score = Interval(-z_high, z_high)
@@ -167,7 +171,8 @@ def _isqrt_up(n: int) -> int:
 class LayerNormParams:
     """What changes per layer; the arrays have one entry per channel.
 
-    zero_point: z, within the input codes.  eps: E, 1 to 2**eps_bits - 1.  point: p, 0 to 16.
+    zero_point: z, within the input codes.  point: p, 0 to 16.  eps: E, ``spec.min_eps(point)`` to
+    2**eps_bits - 1.
     shift: a, [C], 0 to max_shift.  gain: G, [C].  offset: B, [C], out_bits + H + 2 bits signed.
     """
 
@@ -187,8 +192,8 @@ class LayerNormParams:
         """Raise TypeError or ValueError unless the parameters suit ``spec``."""
         codes = Interval.of_bits(spec.in_bits, signed=True)
         integer(self.zero_point, "Zero point", codes.low, codes.high)
-        integer(self.eps, "E", 1, (1 << spec.eps_bits) - 1)
         integer(self.point, "Point", 0, spec.max_point)
+        integer(self.eps, "E", spec.min_eps(self.point), (1 << spec.eps_bits) - 1)
         length = np.shape(self.shift)
         if len(length) != 1 or not 1 <= length[0] <= spec.max_channels:
             raise ValueError(f"Shifts must be 1 to {spec.max_channels} channels, not {length!r}")
@@ -310,8 +315,8 @@ def layernorm_pipeline(spec: LayerNormSpec, lanes: int) -> RowPipeline:
     """Cycle model of the unit in ``rtl/layernorm.py``: one wait, for the row's statistics."""
     return RowPipeline(
         lanes=lanes,
-        waits=(13 + tree_levels(lanes),),
-        drain=12,
+        waits=(20 + tree_levels(lanes),),
+        drain=11,
         max_beats=-(-spec.max_channels // lanes),
     )
 
@@ -345,7 +350,7 @@ def corner_rows(
     def params(count: int, **changes: Any) -> LayerNormParams:
         plain: dict[str, Any] = {
             "zero_point": 0,
-            "eps": 1,
+            "eps": spec.min_eps(changes.get("point", 10)),
             "point": 10,
             "shift": rng.integers(0, spec.max_shift, count, endpoint=True),
             "gain": rng.integers(spec.gain_range.low, top, count, endpoint=True),

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from golden.cycles import RowPipeline, tree_levels
 from golden.softmax import ALIGN_STEPS, SoftmaxSpec, softmax_pipeline
+from rtl.arith import look_up
 from rtl.row import OutputQueue, RowStore, delayed, tree
 
 __all__ = ["Log2Softmax"]
@@ -211,7 +212,7 @@ class Log2Softmax(wiring.Component):
         ]
         fine = Signal(spec.exp_bits, name=f"{name}_fine")
         octave = distance[spec.frac_bits :]
-        m.d.sync += fine.eq(_look_up(table, distance[: spec.frac_bits + 2], spec.exp_bits))
+        m.d.sync += fine.eq(look_up(table, distance[: spec.frac_bits + 2], spec.exp_bits))
         coarse = delayed(m, octave[2:], 1, f"{name}_octave")
         exponential = Signal(spec.exp_bits, name=name)
         m.d.sync += exponential.eq(fine >> (coarse << 2))
@@ -238,7 +239,7 @@ class Log2Softmax(wiring.Component):
         probe_log_total = Signal(spec.bounds["log_total"].bits)
         probe_log_total_valid = Signal()
         whole_now = delayed(m, whole, 1, "whole")
-        m.d.sync += probe_log_total.eq(Cat(_look_up(spec.log2, index, spec.frac_bits), whole_now))
+        m.d.sync += probe_log_total.eq(Cat(look_up(spec.log2, index, spec.frac_bits), whole_now))
         counted = delayed(m, ended, 3, "row_ended")
         m.d.comb += [
             probe_log_total_valid.eq(counted[1]),
@@ -262,8 +263,3 @@ class Log2Softmax(wiring.Component):
         valid, last = delayed(m, Cat(distances.valid, distances.last), 2, "result")
         m.d.sync += output.payload.keep.eq(beat.keep)
         m.d.comb += [output.payload.last.eq(last), output.write.eq(valid)]
-
-
-def _look_up(table: Any, index: Value, width: int) -> Value:
-    """``table[index]`` as constants of ``width`` bits."""
-    return Array(Const(entry, width) for entry in table)[index]

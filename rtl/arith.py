@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pipelined arithmetic shared by the row units; every helper states its latency in cycles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
+
+from rtl.row import delayed
+
+__all__ = ["look_up", "normalise", "product", "shift_right", "square"]
+
+CHUNK = 17
+"""Unsigned bits of one multiplier port: 18 with sign, on Xilinx and on Lattice devices."""
+
+
+def look_up(table: Sequence[int], index: Value, width: int) -> Value:
+    """``table[index]`` as constants of ``width`` bits; combinational."""
+    return Array(Const(entry, width) for entry in table)[index]
+
+
+def product(m: Module, a: Value, b: Value, name: str) -> Value:
+    """``a * b`` in 2 cycles: one product per 17 bits of ``b``, then their sum."""
+    parts = []
+    for start in range(0, len(b), CHUNK):
+        top = start + CHUNK >= len(b)
+        piece = b[start : start + CHUNK]
+        piece = piece.as_signed() if top and b.shape().signed else piece
+        value = a * piece
+        part = Signal(value.shape(), name=f"{name}_part_{start}")
+        m.d.sync += part.eq(value)
+        parts.append(part << start)
+    value = sum(parts[1:], start=parts[0])
+    result = Signal(value.shape(), name=name)
+    m.d.sync += result.eq(value)
+    return result
+
+
+def square(m: Module, magnitude: Value, name: str) -> Value:
+    """``magnitude**2`` in 2 cycles, without a multiplier for up to 8 bits.
+
+    With x = 16 h + l: x^2 = (256 h^2 + l^2) + 32 h l, where the bracket is a concatenation.
+    """
+    result = Signal(2 * len(magnitude), name=name)
+    if len(magnitude) > 8:
+        raw = Signal(2 * len(magnitude), name=f"{name}_raw")
+        m.d.sync += [raw.eq(magnitude * magnitude), result.eq(raw)]
+        return result
+    low, high = magnitude[:4], magnitude[4:]
+    own = Signal(16, name=f"{name}_own")
+    cross = Signal(8, name=f"{name}_cross")
+    squares = [digit * digit for digit in range(16)]
+    products = [(index >> 4) * (index & 15) for index in range(256)]
+    m.d.sync += [
+        own.eq(Cat(look_up(squares, low, 8), look_up(squares, high, 8))),
+        cross.eq(look_up(products, Cat(low, high), 8) if len(high) else 0),
+        result.eq(own + (cross << 5)),
+    ]
+    return result
+
+
+def normalise(m: Module, value: Value, keep: int, name: str) -> tuple[Value, Value]:
+    """The ``keep`` bits from the leading one of ``value`` on, and its leading zeros, in 3 cycles.
+
+    ``value`` must not be 0; zeros fill in behind its last bit.
+    """
+    width = len(value)
+    steps = ((16, -(-width // 16)), (4, 4), (1, 4))  # (bits, choices) of each cycle's shift
+    zeros = Const(0, 1)
+    for stage, (bits, choices) in enumerate(steps):
+        # Bits still needed: those kept, and what the later stages may still shift out.
+        ahead = sum(later * (count - 1) for later, count in steps[stage + 1 :])
+        width = keep + ahead
+        shifted = Signal(width, name=f"{name}_{stage}")
+        count = Signal(range(choices * bits), name=f"{name}_count_{stage}")
+        total = len(value)
+        for choice in reversed(range(choices)):
+            begin = max(total - choice * bits - width, 0)
+            window = value[begin : total - choice * bits]
+            aligned = window << (width - len(window))
+            top = value[max(total - (choice + 1) * bits, 0) : total - choice * bits]
+            taken = top.any() if choice < choices - 1 else Const(1, 1)
+            with m.If(taken):
+                m.d.sync += [shifted.eq(aligned), count.eq(choice * bits)]
+        before = delayed(m, zeros, 1, f"{name}_before_{stage}") if stage else zeros
+        zeros = before + count
+        value = shifted
+    return value, zeros
+
+
+def shift_right(m: Module, value: Value, amount: Value, keep: int, name: str) -> Value:
+    """The low ``keep`` bits of ``value >> amount`` (arithmetic), signed, in 3 cycles.
+
+    Coarse first: 16s, 4s, 1s, each a multiplexer of up to four inputs.
+    """
+    for stage, (low, bits) in enumerate(((4, len(amount) - 4), (2, 2), (0, 2))):
+        digit = amount[low : low + bits]
+        # What the later stages may still shift in from above the bits kept.
+        need = min(keep + (1 << low) - 1, len(value))
+        shifted = Signal(need, name=f"{name}_{stage}")
+        choices = [(value.as_signed() >> (choice << low))[:need] for choice in range(1 << bits)]
+        m.d.sync += shifted.eq(Array(choices)[digit] if bits else choices[0])
+        amount = delayed(m, amount, 1, f"{name}_amount_{stage}") if stage < 2 else amount
+        value = shifted
+    return value.as_signed()
