@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person runs: calibrate, generate, simulate, report, demo. Only here torch and timm are used."""
+"""What a person runs: calibrate, generate, simulate, report, demo. Torch and timm live here alone."""
