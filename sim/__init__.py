@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Simulation of emitted Verilog with cocotb; sees golden and the manifest, never `rtl`."""

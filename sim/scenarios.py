@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the units are made to go through: stalls, lengths, parameters, resets, numeric corners.
+
+A scenario is a :class:`sim.job.Case`: data, made from golden and a seed. The same list serves the
+command line and the tests; whatever the spec does not admit is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from golden.cycles import RowPipeline
+from golden.layernorm import (
+    LayerNormParams,
+    LayerNormSpec,
+    layernorm,
+    layernorm_pipeline,
+    layernorm_trace,
+)
+from golden.layernorm import corner_rows as layernorm_corners
+from golden.softmax import SoftmaxParams, SoftmaxSpec, softmax, softmax_pipeline, softmax_trace
+from golden.softmax import corner_rows as softmax_corners
+from sim.job import Case, Pattern, Unit
+
+__all__ = ["LENGTHS", "Operator", "Row", "back_to_back", "case_of", "operator", "scenarios"]
+
+LENGTHS = (1, 49, 197, 257, 577)
+"""Row lengths of real networks; the lengths around ``lanes`` join them."""
+PLAIN_LENGTH = 197
+SHARES = (0.1, 0.5, 0.9)
+BURST = 24
+TOO_LONG = 1
+"""Status bit: a row was too long."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row and the parameters it is computed with."""
+
+    elements: npt.NDArray[np.int64]
+    params: Any
+    mask: npt.NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What a scenario needs to know about an operator; ``trace`` gives the intermediate values."""
+
+    spec: Any
+    longest: int
+    low: int
+    high: int
+    pipeline: Callable[[int], RowPipeline]
+    golden: Callable[[Row], npt.NDArray[np.int64]]
+    trace: Callable[[Row], Any]
+    random_params: Callable[[np.random.Generator], Any]
+    corners: Callable[[], list[tuple[str, Row]]]
+    masks: bool
+
+
+def operator(op: str, spec: dict[str, Any]) -> Operator:
+    """Return the operator called ``op`` with the fields of its spec."""
+    if op == "softmax":
+        return _softmax(SoftmaxSpec(**spec))
+    if op == "layernorm":
+        return _layernorm(LayerNormSpec(**spec))
+    raise ValueError(f"Operator must be softmax or layernorm, not {op!r}")
+
+
+def _softmax(spec: SoftmaxSpec) -> Operator:
+    def params(rng: np.random.Generator) -> SoftmaxParams:
+        low = max(0, spec.frac_bits - 3)
+        return SoftmaxParams(frac=int(rng.integers(low, spec.frac_bits, endpoint=True)))
+
+    score = spec.bounds["score"]
+    return Operator(
+        spec=spec,
+        longest=spec.max_tokens,
+        low=score.low,
+        high=score.high,
+        pipeline=lambda lanes: softmax_pipeline(spec, lanes),
+        golden=lambda row: softmax(row.elements, spec, row.params, row.mask).astype(np.int64),
+        trace=lambda row: softmax_trace(row.elements, spec, row.params, row.mask),
+        random_params=params,
+        corners=lambda: [
+            (n, Row(np.asarray(x, np.int64), p, mask)) for n, x, mask, p in softmax_corners(spec)
+        ],
+        masks=True,
+    )
+
+
+def _layernorm(spec: LayerNormSpec) -> Operator:
+    def params(rng: np.random.Generator) -> LayerNormParams:
+        count, gain = spec.max_channels, spec.gain_range
+        half = 1 << (spec.output_shift + spec.out_bits - 3)
+        return LayerNormParams(
+            zero_point=int(rng.integers(-(1 << (spec.in_bits - 1)), 1 << (spec.in_bits - 1))),
+            eps=1 << int(rng.integers(0, spec.eps_bits)),
+            point=int(rng.integers(8, 13)),
+            shift=rng.integers(0, spec.max_shift, count, endpoint=True),
+            gain=rng.integers(gain.low, gain.high, count, endpoint=True),
+            offset=rng.integers(-half, half, count),
+        )
+
+    def cut(row: Row) -> LayerNormParams:
+        """The parameters of the row's channels: the unit counts what arrives."""
+        count = row.elements.size
+        given: LayerNormParams = row.params
+        columns = {name: getattr(given, name)[:count] for name in ("shift", "gain", "offset")}
+        return replace(given, **columns)
+
+    return Operator(
+        spec=spec,
+        longest=spec.max_channels,
+        low=-(1 << (spec.in_bits - 1)),
+        high=(1 << (spec.in_bits - 1)) - 1,
+        pipeline=lambda lanes: layernorm_pipeline(spec, lanes),
+        golden=lambda row: layernorm(row.elements, spec, cut(row)),
+        trace=lambda row: layernorm_trace(row.elements, spec, cut(row)),
+        random_params=params,
+        corners=lambda: [(n, Row(x, p)) for n, x, p in layernorm_corners(spec)],
+        masks=False,
+    )
+
+
+def case_of(name: str, rows: Sequence[Row], op: Operator, lanes: int, **changes: Any) -> Case:
+    """The case that sends these rows; parameters are written wherever they change.
+
+    Cycles are predicted if nothing pauses and the parameters never change.
+    """
+    lengths = np.array([row.elements.size for row in rows], dtype=np.int64)
+    params, current = [], None
+    for index, row in enumerate(rows):
+        if row.params is not current:
+            params.append((index, row.params.words(op.spec)))
+            current = row.params
+    mask = None
+    if op.masks:
+        blank = [np.zeros(row.elements.size, bool) if row.mask is None else row.mask for row in rows]
+        mask = np.concatenate(blank)
+    case = Case(
+        name=name,
+        lengths=lengths,
+        elements=np.concatenate([row.elements for row in rows]).astype(np.int64),
+        expected=np.concatenate([op.golden(row) for row in rows]),
+        params=params,
+        mask=mask,
+    )
+    case = replace(case, **changes)
+    if not case.stall_in.share and not case.stall_out.share and len(params) == 1:
+        case.timing = predict(op, lanes, lengths)
+    return case
+
+
+def predict(op: Operator, lanes: int, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """First and last cycle in and out of every row, by golden's cycle model."""
+    rows = op.pipeline(lanes).schedule(lengths.tolist())
+    told = [(row.first_in, row.last_in, row.first_out, row.last_out) for row in rows]
+    return np.array(told, dtype=np.int64)
+
+
+class _Maker:
+    """Makes random rows of an operator."""
+
+    def __init__(self, op: Operator, seed: int) -> None:
+        self.op, self.rng = op, np.random.default_rng(seed)
+        self.params = op.random_params(self.rng)
+
+    def row(self, length: int, params: Any = None) -> Row:
+        op, rng = self.op, self.rng
+        if rng.random() < 0.5:
+            elements = rng.integers(op.low, op.high, length, endpoint=True)
+        else:
+            bell = rng.normal((op.low + op.high) / 2, (op.high - op.low) / 16, length)
+            elements = np.clip(bell.astype(np.int64), op.low, op.high)
+        mask = rng.random(length) < 0.1 if op.masks else None
+        return Row(elements, self.params if params is None else params, mask)
+
+    def rows(self, lengths: Sequence[int]) -> list[Row]:
+        return [self.row(length) for length in lengths]
+
+
+def mixed_lengths(op: Operator, lanes: int, rng: np.random.Generator, count: int) -> list[int]:
+    """Each length that the spec admits, and then at random, ``count`` in all."""
+    wanted = {*LENGTHS, lanes - 1, lanes, lanes + 1, 2 * lanes}
+    legal = sorted(length for length in wanted if 1 <= length <= op.longest)
+    return [*legal, *rng.choice(legal, max(0, count - len(legal))).tolist()]
+
+
+def back_to_back(
+    unit: Unit, count: int = 64, length: int = PLAIN_LENGTH, *, seed: int = 1
+) -> Case:
+    """Rows of one length without a pause: takes count * ceil(length / lanes) + latency cycles."""
+    op = operator(unit.op, unit.spec)
+    length = min(length, op.longest)
+    return case_of("back_to_back", _Maker(op, seed).rows([length] * count), op, unit.lanes)
+
+
+def corners(op: Operator, lanes: int, longest: int | None = None) -> Case:
+    """Every corner row of golden (those up to ``longest``), parameters changing row by row."""
+    rows = [row for _, row in op.corners() if longest is None or row.elements.size <= longest]
+    return case_of("corners", rows, op, lanes)
+
+
+def too_long(op: Operator, lanes: int, make: _Maker) -> Case:
+    """Rows that are longer than the unit's longest: cut there, the next row is not harmed."""
+    sent = [op.longest + 1, 5, op.longest + 3 * lanes, op.longest, 7 * lanes + 1, 1]
+    sent = [n if i != 4 else min(n, op.longest) for i, n in enumerate(sent)]
+    sent[1] = min(sent[1], op.longest)
+    rows = make.rows(sent)
+    masks = [None if row.mask is None else row.mask[: op.longest] for row in rows]
+    kept = [Row(r.elements[: op.longest], r.params, m) for r, m in zip(rows, masks, strict=True)]
+    case = case_of("row_too_long", kept, op, lanes)
+    case.out_lengths, case.lengths = case.lengths, np.array(sent, dtype=np.int64)
+    case.elements = np.concatenate([row.elements for row in rows])
+    if op.masks:
+        case.mask = np.concatenate([row.mask for row in rows if row.mask is not None])
+    case.timing, case.status = None, TOO_LONG
+    return case
+
+
+def scenarios(
+    unit: Unit, *, seed: int = 1, rows: int = 12, corner_length: int | None = None
+) -> list[Case]:
+    """All scenarios of a unit; ``rows`` rows in each, corner rows up to ``corner_length``."""
+    op, lanes = operator(unit.op, unit.spec), unit.lanes
+    make = _Maker(op, seed)
+    plain = make.rows([min(PLAIN_LENGTH, op.longest)] * rows)
+    mixed = make.rows(mixed_lengths(op, lanes, make.rng, 2 * rows))
+    cases = [case_of("no_stall", plain, op, lanes), case_of("mixed_lengths", mixed, op, lanes)]
+    few = min(rows, 6)
+    for side in ("in", "out", "both"):
+        for share in SHARES:
+            pattern = Pattern(share)
+            stalled = {f"stall_{s}": pattern for s in ("in", "out") if side in (s, "both")}
+            name = f"stall_{side}_{share}"
+            cases.append(case_of(name, (mixed if share == 0.5 else plain)[:few], op, lanes, **stalled))
+    bursts = {"stall_in": Pattern(0.5, BURST), "stall_out": Pattern(0.5, BURST)}
+    cases.append(case_of("stall_bursts", mixed, op, lanes, **bursts))
+
+    # One long row and very many of a beat: more rows wait than the queues hold.
+    short = make.rows([min(577, op.longest), *[1] * 80, min(40, op.longest), *[lanes] * 40])
+    short = [row for row in short if row.elements.size <= op.longest]
+    cases.append(case_of("short_rows", short, op, lanes))
+
+    changing = []
+    for index in range(max(4, rows // 2)):
+        params = op.random_params(make.rng)
+        length = int(make.rng.choice([1, lanes + 1, 49, PLAIN_LENGTH]))
+        changing += [make.row(min(length, op.longest), params) for _ in range(1 + index % 3)]
+    cases.append(case_of("params_change", changing, op, lanes))
+    stalled = {"stall_in": Pattern(0.3), "stall_out": Pattern(0.7, 8)}
+    cases.append(case_of("params_change_stalled", changing, op, lanes, **stalled))
+
+    for after in (1, 2, 40, 200):
+        cases.append(case_of(f"reset_after_{after}", mixed[:few], op, lanes, reset_after=after))
+    cases.append(too_long(op, lanes, make))
+    cases.append(corners(op, lanes, corner_length))
+    return cases
