@@ -153,11 +153,33 @@ def calibrate(
         Path | None,
         typer.Option(help="Folder of images; without it, bundled ones.", show_default=False),
     ] = None,
-    preset: Annotated[str, typer.Option(help="Widths, bases and observers by name.")] = "default",
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Let timm download the model's weights.")
+    ] = False,
+    preset: Annotated[str, typer.Option(help="Widths: w8a8p4 or w8a8p5.")] = "w8a8p4",
+    observer: Annotated[
+        str, typer.Option(help="minmax, ema, percentile, omse or kl.")
+    ] = "minmax",
+    calibration: Annotated[int, typer.Option(help="Images to observe.")] = 32,
+    vector_images: Annotated[
+        int | None,
+        typer.Option(help="Images to record vectors from.  [default: for 257 rows]"),
+    ] = None,
+    affine: Annotated[str, typer.Option(help="LayerNorm's last step: dyadic or shift.")] = "dyadic",
 ) -> int:
     """Observe a float model on images and freeze it into a bundle of integers."""
     return _run(
-        "calibrate", model=model, checkpoint=checkpoint, images=images, preset=preset, out=out
+        "calibrate",
+        model=model,
+        checkpoint=checkpoint,
+        images=images,
+        pretrained=pretrained,
+        preset=preset,
+        observer=observer,
+        calibration=calibration,
+        vector_images=vector_images,
+        affine=affine,
+        out=out,
     )
 
 

@@ -82,7 +82,8 @@ def _reasons(results: Results) -> Iterator[str]:
     if wrong:
         count = sum(run.mismatches for run in wrong)
         where = _list([run.name for run in wrong])
-        yield f"{_count(count)} elements differ between golden model and Verilog: {where}."
+        what = "1 element differs" if count == 1 else f"{_count(count)} elements differ"
+        yield f"{what} between golden model and Verilog: {where}."
     late = [run for run in results.runs if not run.timing_holds]
     if late:
         yield f"Cycles are not what the cycle model says: {_list([run.name for run in late])}."
