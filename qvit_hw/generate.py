@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verilog of the operators with AXI ports, and everything that a project needs beside it.
+
+    python -m qvit_hw.generate [--bundle B] [--op layernorm|softmax|all] [--lanes 8] --out DIR
+
+writes into DIR, for each operator, ``<top>.v`` and ``<top>.core`` (FuseSoC), and for all of them
+``manifest.json`` (ports, widths, cycles, registers, hashes), ``registers.md`` and ``waivers.vlt``.
+Without a bundle the default specs are built. The same specs give the same bytes. All files are
+made before the first one is put in its place, and nothing else in DIR is touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import tomllib
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from golden.cycles import QUEUE_DEPTH, RowPipeline
+from golden.layernorm import LayerNormSpec, layernorm_pipeline
+from golden.softmax import SoftmaxSpec, softmax_pipeline
+from qvit_hw.errors import UserError
+from rtl.axi import ADAPTER_LATENCY, AxiLayerNorm, AxiRowUnit, AxiSoftmax, slot_bytes
+from rtl.emit import emit, tool_versions
+
+__all__ = ["OPERATORS", "WAIVERS", "build_unit", "run", "select"]
+
+OPERATORS = ("layernorm", "softmax")
+LATENCY_LENGTHS = (1, 49, 64, 65, 192, 197, 257, 384, 577, 768)
+"""Row lengths whose latency the manifest states."""
+CORE_PROBES = {
+    "softmax": ("maximum", "total", "log_total"),
+    "layernorm": ("total", "squares", "variance", "rsqrt", "rsqrt_shift"),
+}
+WAIVERS = """// SPDX-License-Identifier: Apache-2.0
+// What `verilator --lint-only -Wall` says about Verilog written by Amaranth and cannot be said away in
+// the source. Nothing else is waived: WIDTHTRUNC, LATCH, UNOPTFLAT, MULTIDRIVEN and CASEINCOMPLETE stay.
+`verilator_config
+// All modules of a unit are in one file, as a whole that is easy to hand on.
+lint_off -rule DECLFILENAME -file "*qvit_*.v"
+// Amaranth gives every register its reset value as its power-up value, too: `reg x = 0;`.
+lint_off -rule PROCASSINIT -file "*qvit_*.v"
+// Amaranth names each field of a structure in a wire of its own, for waveforms, and leaves to the
+// synthesis the bits of an intermediate result that a slice drops.
+lint_off -rule UNUSEDSIGNAL -file "*qvit_*.v"
+// Yosys writes constants and operands at their own width; Verilog extends them, by sign where signed.
+lint_off -rule WIDTHEXPAND -file "*qvit_*.v"
+"""
+
+
+@dataclass(frozen=True)
+class BuiltUnit:
+    """One generated unit: its entry in the manifest and its Verilog."""
+
+    entry: dict[str, Any]
+    verilog: str
+
+
+def select(op: str, available: tuple[str, ...] = OPERATORS) -> tuple[str, ...]:
+    """Return the operators that ``op`` names; UserError for an unknown one."""
+    if op == "all":
+        return available
+    if op not in OPERATORS:
+        raise UserError(f"Operator must be layernorm, softmax or all, not {op!r}.")
+    if op not in available:
+        raise UserError(f"Operator {op!r} is not there: found {', '.join(available) or 'none'}.")
+    return (op,)
+
+
+def build_unit(op: str, spec: Any, lanes: int) -> BuiltUnit:
+    """Return the unit of an operator: Verilog and manifest entry."""
+    pipeline: RowPipeline
+    unit: AxiRowUnit
+    if op == "softmax":
+        unit, pipeline = AxiSoftmax(spec, lanes=lanes), softmax_pipeline(spec, lanes)
+        longest, in_bits, out_bits, signed = spec.max_tokens, spec.score_bits, spec.code_bits, False
+    else:
+        unit, pipeline = AxiLayerNorm(spec, lanes=lanes), layernorm_pipeline(spec, lanes)
+        longest, in_bits, out_bits, signed = spec.max_channels, spec.in_bits, spec.out_bits, True
+    top = f"qvit_{op}"
+    verilog = emit(unit, top)
+    core = f"{top}_core"
+    if f"\nmodule {core}" not in verilog:
+        raise AssertionError(f"{top} has no module {core}")
+    ports = [
+        {
+            "name": name,
+            "direction": "input" if member.flow.name == "In" else "output",
+            "width": member.shape if isinstance(member.shape, int) else len(member.shape),
+        }
+        for name, member in unit.signature.members.items()
+    ]
+    widths = {
+        name: {
+            "bits": interval.bits,
+            "signed": interval.signed,
+            "low": interval.low,
+            "high": interval.high,
+        }
+        for name, interval in spec.bounds.items()
+    }
+    lengths = sorted({n for n in LATENCY_LENGTHS if n <= longest} | {longest})
+    entry = {
+        "op": op,
+        "top": top,
+        "file": f"{top}.v",
+        "sha256": hashlib.sha256(verilog.encode()).hexdigest(),
+        "spec": asdict(spec),
+        "lanes": lanes,
+        "ports": ports,
+        "streams": {
+            "input": {
+                "bits": in_bits,
+                "slot_bytes": slot_bytes(in_bits),
+                "signed": True,
+                "mask": op == "softmax",
+            },
+            "output": {"bits": out_bits, "slot_bytes": slot_bytes(out_bits), "signed": signed},
+        },
+        "widths": widths,
+        "cycles": {
+            "waits": list(pipeline.waits),
+            "drain": pipeline.drain,
+            "adapter": ADAPTER_LATENCY,
+            "queue_depth": QUEUE_DEPTH,
+        },
+        "latency": {str(n): pipeline.latency(n) + ADAPTER_LATENCY for n in lengths},
+        "registers": [asdict(register) for register in unit.registers],
+        "probes": [
+            {
+                "name": name,
+                "signal": f"core.probe_{name}",
+                "valid": f"core.probe_{name}_valid",
+                "signed": name in spec.bounds and spec.bounds[name].signed,
+            }
+            for name in CORE_PROBES[op]
+        ],
+    }
+    return BuiltUnit(entry, verilog)
+
+
+def _core_file(entry: dict[str, Any], version: str) -> str:
+    """FuseSoC description (CAPI=2) with a target for lint."""
+    top, file = entry["top"], entry["file"]
+    return "\n".join(
+        (
+            "CAPI=2:",
+            "# SPDX-License-Identifier: Apache-2.0",
+            "",
+            f"name: qvit-hw:units:{top}:{version}",
+            f"description: {entry['op']} of a ViT, {entry['lanes']} lanes, AXI4-Stream and AXI4-Lite",
+            "",
+            "filesets:",
+            "  rtl:",
+            "    files:",
+            f"      - {file}",
+            "    file_type: verilogSource",
+            "  lint:",
+            "    files:",
+            "      - waivers.vlt",
+            "    file_type: vlt",
+            "",
+            "targets:",
+            "  default: &default",
+            "    filesets:",
+            "      - rtl",
+            f"    toplevel: {top}",
+            "  lint:",
+            "    <<: *default",
+            "    default_tool: verilator",
+            "    filesets:",
+            "      - rtl",
+            "      - lint",
+            "    tools:",
+            "      verilator:",
+            "        mode: lint-only",
+            "        verilator_options:",
+            "          - -Wall",
+            "",
+        )
+    )
+
+
+def _registers_page(entries: list[dict[str, Any]]) -> str:
+    """The register map for people."""
+    lines = ["# Registers", "", "AXI4-Lite, 32-bit words, 16-bit byte addresses.", ""]
+    lines += [
+        "WO: write-only parameter, answered once the unit has taken it; reading it answers SLVERR.",
+        "RO: read-only; writing it answers SLVERR. RW1C: a one written clears the bit. A write with",
+        "strobes missing answers SLVERR, an address that is not listed DECERR; neither has an effect.",
+        "",
+    ]
+    for entry in entries:
+        lines += [f"## {entry['top']}", "", "| offset | name | access | bits | meaning |"]
+        lines += ["|---|---|---|---|---|"]
+        for register in entry["registers"]:
+            offset, words = register["offset"], register["words"]
+            span = f"0x{offset:04X}"
+            if words > 1:
+                span += f" + 4 x channel, to 0x{offset + 4 * (words - 1):04X}"
+            lines.append(
+                f"| {span} | {register['name']} | {register['access']} | {register['width']} "
+                f"| {register['description']} |"
+            )
+        stream = entry["streams"]
+        told = [
+            f"`{port}`: {entry['lanes']} elements of {side['bits']} bits, each in "
+            f"{8 * side['slot_bytes']} bits, {'sign' if side['signed'] else 'zero'}-extended."
+            for port, side in (("s_axis", stream["input"]), ("m_axis", stream["output"]))
+        ]
+        lines += ["", *told, ""]
+    return "\n".join(lines)
+
+
+def _version() -> str:
+    """Version of the project, in a checkout that is not installed, too."""
+    try:
+        return metadata.version("qvit-hw")
+    except metadata.PackageNotFoundError:
+        project = Path(__file__).parent.parent / "pyproject.toml"
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
+
+
+def _specs(bundle: Path | None) -> dict[str, Any]:
+    if bundle is None:
+        return {"layernorm": LayerNormSpec(), "softmax": SoftmaxSpec()}
+    from qvit_hw.bundle import load_bundle
+
+    return dict(load_bundle(bundle).specs)
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"Output {str(out)!r} must be a folder, not a file.")
+
+
+def _write(out: Path, files: dict[str, str]) -> None:
+    """Put all files in place at once: written beside first, renamed when all are complete."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out, prefix=".qvit-") as name:
+            for file, text in files.items():
+                (Path(name) / file).write_text(text, encoding="utf-8", newline="\n")
+            for file in files:
+                (Path(name) / file).replace(out / file)
+    except OSError as error:
+        raise UserError(f"Output {str(out)!r} cannot be written: {error.strerror}.") from error
+
+
+def run(*, out: Path, bundle: Path | None = None, op: str = "all", lanes: int = 8) -> int:
+    """Write the Verilog and all that belongs to it into ``out``; return the exit status."""
+    if isinstance(lanes, bool) or not isinstance(lanes, int) or not 1 <= lanes <= 32:
+        raise UserError(f"Lanes must be from 1 to 32, not {lanes!r}.")
+    select(op)  # an unknown operator is told before a bundle is read
+    _check_out(out)
+    specs = _specs(bundle)
+    operators = select(op, tuple(name for name in OPERATORS if name in specs))
+    version = _version()
+    units: list[BuiltUnit] = []
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        for name in operators:
+            task = progress.add_task(f"emit {name}, {lanes} lanes", total=1)
+            units.append(build_unit(name, specs[name], lanes))
+            progress.advance(task)
+    entries = [unit.entry for unit in units]
+    manifest = {
+        "schema": "qvit-hw/rtl",
+        "version": 1,
+        "generator": {"qvit_hw": version, **tool_versions()},
+        "units": entries,
+    }
+    files = {unit.entry["file"]: unit.verilog for unit in units}
+    files |= {f"{entry['top']}.core": _core_file(entry, version) for entry in entries}
+    files["registers.md"] = _registers_page(entries)
+    files["waivers.vlt"] = WAIVERS
+    files["manifest.json"] = json.dumps(manifest, indent=1) + "\n"
+    _write(out, files)
+    return 0
+
+
+if __name__ == "__main__":
+    from qvit_hw.cli import main
+
+    main("generate")
