@@ -240,15 +240,7 @@ def _print_summary(
     table = Table(
         title=f"{out.name}: golden codes against float64 on the same integers", box=box.SIMPLE
     )
-    for column in (
-        "layer",
-        "rows",
-        "equal %",
-        "diff",
-        "SQNR dB",
-        "ideal dB",
-        "a: channels, f: bits",
-    ):
+    for column in ("layer", "rows", "equal %", "diff", "SQNR", "ideal", "a / f"):
         table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=True)
     for layer in layers:
         metrics = layer.metrics

@@ -76,22 +76,23 @@ class MinMaxObserver:
             raise UserError(f"Activations of {self.name!r} must be observed on at least one image.")
         return self._low, self._high
 
-    def _groups(self, values: Any) -> Floats:
+    def _groups(self, values: Any) -> npt.NDArray[Any]:
         """Return the values as [groups, n], finite."""
-        array = np.asarray(values, dtype=np.float64)
+        array = np.asarray(values)
         if not array.size:
             raise ValueError(f"Tensor of {self.name!r} must not be empty")
-        if not np.isfinite(array).all():
+        if not np.isfinite([array.min(), array.max()]).all():  # a NaN makes both NaN
             kind = "NaN" if np.isnan(array).any() else "infinite"
             raise UserError(f"Activations of {self.name!r} must be finite, not {kind}.")
         if self.axis is None:
             return array.reshape(1, -1)
         return np.moveaxis(array, self.axis, 0).reshape(array.shape[self.axis], -1)
 
-    def _shape(self, per_group: Floats) -> Floats:
-        return per_group if self.axis is not None else per_group.reshape(())
+    def _shape(self, per_group: npt.NDArray[Any]) -> Floats:
+        shaped = per_group if self.axis is not None else per_group.reshape(())
+        return shaped.astype(np.float64)
 
-    def _take(self, groups: Floats) -> None:
+    def _take(self, groups: npt.NDArray[Any]) -> None:
         low, high = self._shape(groups.min(axis=1)), self._shape(groups.max(axis=1))
         self._low = low if self._low is None else np.minimum(self._low, low)
         self._high = high if self._high is None else np.maximum(self._high, high)
@@ -108,7 +109,7 @@ class EmaObserver(MinMaxObserver):
         super().__init__(name, axis)
         self.momentum = momentum
 
-    def _take(self, groups: Floats) -> None:
+    def _take(self, groups: npt.NDArray[Any]) -> None:
         low, high = self._shape(groups.min(axis=1)), self._shape(groups.max(axis=1))
         self._low = low if self._low is None else self._low + self.momentum * (low - self._low)
         self._high = (
@@ -130,7 +131,7 @@ class Histogram:
         self.width = 0.0
         self.counts = np.zeros(2 * half)
 
-    def update(self, values: Floats) -> None:
+    def update(self, values: npt.NDArray[Any]) -> None:
         """Count these values."""
         reach = float(np.abs(values).max())
         if reach and not self.width:
@@ -163,7 +164,7 @@ class _HistogramObserver(MinMaxObserver):
         self.levels = (1 << bits) - 1
         self.histograms: list[Histogram] = []
 
-    def _take(self, groups: Floats) -> None:
+    def _take(self, groups: npt.NDArray[Any]) -> None:
         super()._take(groups)
         if not self.histograms:
             self.histograms = [Histogram() for _ in groups]

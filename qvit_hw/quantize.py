@@ -176,7 +176,6 @@ def plan_layernorm(
     """
     gamma, beta = np.asarray(gamma, np.float64), np.asarray(beta, np.float64)
     count = gamma.size
-    e = int(np.clip(round_half_up(eps * count**2 / grid.scale**2), 1, (1 << spec.eps_bits) - 1))
     if spec.affine == "dyadic":
         point, gain, out_zero, gains, scale, rest = _dyadic(gamma, float(low), float(high), spec)
     else:
@@ -188,9 +187,10 @@ def plan_layernorm(
         offsets = np.where(scale != 0, (beta - rest) / scale, 0.0) + out_zero
     legal = spec.bounds["offset"]
     offset = np.clip(round_half_up(offsets * (1 << spec.output_shift)), legal.low, legal.high)
+    e = round_half_up(eps * count**2 / grid.scale**2)
     params = LayerNormParams(
         zero_point=grid.zero_point,
-        eps=e,
+        eps=int(np.clip(e, spec.min_eps(point), (1 << spec.eps_bits) - 1)),
         point=point,
         shift=grid.shift,
         gain=gain,
