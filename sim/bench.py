@@ -76,13 +76,15 @@ class Bench:
             at = next(i for i, response in enumerate(responses) if response != OKAY)
             raise AssertionError(f"write of word {words[at][0]:#x} answered {responses[at]}")
 
-    async def watch_probe(self, probe: dict[str, str]) -> None:
+    async def watch_probe(self, probe: dict[str, Any]) -> None:
         """Record a statistic at each of its strobes."""
         signal, valid = self._inside(probe["signal"]), self._inside(probe["valid"])
         while True:
             await self.edge
             if valid.value == 1:
-                self.probes[probe["name"]].append(int(signal.value))
+                value = signal.value
+                number = value.to_signed() if probe["signed"] else value.to_unsigned()
+                self.probes[probe["name"]].append(number)
 
     def _inside(self, path: str) -> Any:
         handle = self.dut

@@ -46,7 +46,7 @@ class Unit:
     out_signed: bool
     has_mask: bool
     registers: dict[str, int]
-    probes: list[dict[str, str]]
+    probes: list[dict[str, Any]]
     adapter: int
 
 

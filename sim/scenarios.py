@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy.typing as npt
 
 from golden.cycles import RowPipeline
 from golden.layernorm import (
+    TABLE,
+    WORD,
     LayerNormParams,
     LayerNormSpec,
     layernorm,
@@ -49,7 +52,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Operator:
-    """What a scenario needs to know about an operator; ``trace`` gives the intermediate values."""
+    """What a scenario needs to know about an operator.
+
+    trace gives the intermediate values of a row; params_of the parameters that words have written.
+    """
 
     spec: Any
     longest: int
@@ -59,6 +65,7 @@ class Operator:
     golden: Callable[[Row], npt.NDArray[np.int64]]
     trace: Callable[[Row], Any]
     random_params: Callable[[np.random.Generator], Any]
+    params_of: Callable[[dict[int, int], int], Any]
     corners: Callable[[], list[tuple[str, Row]]]
     masks: bool
 
@@ -87,6 +94,7 @@ def _softmax(spec: SoftmaxSpec) -> Operator:
         golden=lambda row: softmax(row.elements, spec, row.params, row.mask).astype(np.int64),
         trace=lambda row: softmax_trace(row.elements, spec, row.params, row.mask),
         random_params=params,
+        params_of=lambda words, _: SoftmaxParams(frac=words[0]),
         corners=lambda: [
             (n, Row(np.asarray(x, np.int64), p, mask)) for n, x, mask, p in softmax_corners(spec)
         ],
@@ -109,10 +117,27 @@ def _layernorm(spec: LayerNormSpec) -> Operator:
 
     def cut(row: Row) -> LayerNormParams:
         """The parameters of the row's channels: the unit counts what arrives."""
-        count = row.elements.size
+        count = row.elements.shape[-1]
         given: LayerNormParams = row.params
         columns = {name: getattr(given, name)[:count] for name in ("shift", "gain", "offset")}
         return replace(given, **columns)
+
+    def params_of(words: dict[int, int], count: int) -> LayerNormParams:
+        """The parameters that a row of ``count`` channels sees after these writes."""
+
+        def signed(value: int) -> int:
+            return value - (1 << 32) if value >> 31 else value
+
+        columns = {
+            name: np.array([signed(words[base | channel]) for channel in range(count)], np.int64)
+            for name, base in TABLE.items()
+        }
+        return LayerNormParams(
+            zero_point=signed(words[WORD["zero_point"]]),
+            point=words[WORD["point"]],
+            eps=words[WORD["eps_low"]] | words[WORD["eps_high"]] << 32,
+            **columns,
+        )
 
     return Operator(
         spec=spec,
@@ -123,6 +148,7 @@ def _layernorm(spec: LayerNormSpec) -> Operator:
         golden=lambda row: layernorm(row.elements, spec, cut(row)),
         trace=lambda row: layernorm_trace(row.elements, spec, cut(row)),
         random_params=params,
+        params_of=params_of,
         corners=lambda: [(n, Row(x, p)) for n, x, p in layernorm_corners(spec)],
         masks=False,
     )
@@ -147,7 +173,7 @@ def case_of(name: str, rows: Sequence[Row], op: Operator, lanes: int, **changes:
         name=name,
         lengths=lengths,
         elements=np.concatenate([row.elements for row in rows]).astype(np.int64),
-        expected=np.concatenate([op.golden(row) for row in rows]),
+        expected=_golden(rows, op),
         params=params,
         mask=mask,
     )
@@ -155,6 +181,18 @@ def case_of(name: str, rows: Sequence[Row], op: Operator, lanes: int, **changes:
     if not case.stall_in.share and not case.stall_out.share and len(params) == 1:
         case.timing = predict(op, lanes, lengths)
     return case
+
+
+def _golden(rows: Sequence[Row], op: Operator) -> npt.NDArray[np.int64]:
+    """Golden codes of the rows, like rows in one call."""
+    codes = []
+    for _, group in groupby(rows, key=lambda row: (row.elements.size, id(row.params))):
+        alike = list(group)
+        masks = [np.zeros(r.elements.size, bool) if r.mask is None else r.mask for r in alike]
+        stacked = np.stack([row.elements for row in alike])
+        whole = Row(stacked, alike[0].params, np.stack(masks) if op.masks else None)
+        codes.append(op.golden(whole).reshape(-1))
+    return np.concatenate(codes)
 
 
 def predict(op: Operator, lanes: int, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
