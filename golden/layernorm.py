@@ -101,8 +101,8 @@ class LayerNormSpec:
 
     @property
     def max_point(self) -> int:
-        """Largest p."""
-        return 16
+        """Largest p: gains up to 2**(out_bits - 1) output codes per standard deviation, at most 16."""
+        return min(self.out_bits + 6, 16)
 
     def min_eps(self, point: int) -> int:
         """Smallest E that keeps the shift behind R at 1 or more: 1, or 4**(p - 13) for p > 13."""
@@ -171,7 +171,7 @@ def _isqrt_up(n: int) -> int:
 class LayerNormParams:
     """What changes per layer; the arrays have one entry per channel.
 
-    zero_point: z, within the input codes.  point: p, 0 to 16.  eps: E, ``spec.min_eps(point)`` to
+    zero_point: z, within the input codes.  point: p, 0 to ``spec.max_point``.  eps: E, ``spec.min_eps(point)`` to
     2**eps_bits - 1.
     shift: a, [C], 0 to max_shift.  gain: G, [C].  offset: B, [C], out_bits + H + 2 bits signed.
     """
@@ -316,7 +316,7 @@ def layernorm_pipeline(spec: LayerNormSpec, lanes: int) -> RowPipeline:
     return RowPipeline(
         lanes=lanes,
         waits=(20 + tree_levels(lanes),),
-        drain=11,
+        drain=12,
         max_beats=-(-spec.max_channels // lanes),
     )
 
@@ -345,13 +345,13 @@ def corner_rows(
     rng = np.random.default_rng(seed)
     low, high = -(1 << (spec.in_bits - 1)), (1 << (spec.in_bits - 1)) - 1
     top = spec.gain_range.high
-    full = spec.max_channels
+    full, middle = spec.max_channels, min(10, spec.max_point)
 
     def params(count: int, **changes: Any) -> LayerNormParams:
         plain: dict[str, Any] = {
             "zero_point": 0,
-            "eps": spec.min_eps(changes.get("point", 10)),
-            "point": 10,
+            "eps": spec.min_eps(changes.get("point", middle)),
+            "point": middle,
             "shift": rng.integers(0, spec.max_shift, count, endpoint=True),
             "gain": rng.integers(spec.gain_range.low, top, count, endpoint=True),
             "offset": rng.integers(-(1 << spec.output_shift), 1 << spec.output_shift, count),

@@ -275,19 +275,23 @@ class PtfLayerNorm(wiring.Component):
         row = Signal.like(rows.row_out, name="row")
         m.d.sync += [beat.eq(rows.beat_out), row.eq(rows.row_out)]
         gains, offsets = params.leave(m, rows)
-        origin = delayed(m, row.origin, 1, "row_origin")
-        shift = delayed(m, row.shift, 2, "row_shift_now")
+        # Operands rest in a register of their own, which can sit next to the multiplier.
+        factor = delayed(m, row.factor, 1, "row_factor")
+        origin = delayed(m, row.origin, 2, "row_origin")
+        shift = delayed(m, row.shift, 3, "row_shift_now")
         for lane in range(self._lanes):
             scaled = Signal(signed(len(origin)), name=f"scaled_{lane}")
             centered = Signal(signed(len(origin)), name=f"centered_{lane}")
-            m.d.sync += [scaled.eq(beat.x[lane] * row.factor), centered.eq(scaled - origin)]
+            x = delayed(m, beat.x[lane], 1, f"operand_{lane}")
+            m.d.sync += [scaled.eq(x * factor), centered.eq(scaled - origin)]
             score = shift_right(m, centered, shift, spec.bounds["score"].bits, f"score_{lane}")
             width = spec.bounds["scaled"].bits + 1
             gained = Signal(signed(width), name=f"gained_{lane}")
             moved = Signal(signed(width), name=f"moved_{lane}")
+            gain = delayed(m, gains[lane], 1, f"gain_{lane}")
             dyadic = spec.affine == "dyadic"
             m.d.sync += [
-                gained.eq(score * gains[lane].as_signed() if dyadic else score << gains[lane]),
+                gained.eq(score * gain.as_signed() if dyadic else score << gain),
                 moved.eq(gained + offsets[lane]),
             ]
             code = moved[spec.output_shift :].as_signed()
@@ -296,8 +300,8 @@ class PtfLayerNorm(wiring.Component):
             m.d.sync += output.payload.code[lane].eq(
                 Mux(over, limit, code[: spec.out_bits]).as_signed()
             )
-        valid, last = delayed(m, Cat(rows.valid, rows.last), 9, "result")
-        m.d.sync += output.payload.keep.eq(delayed(m, beat.keep, 7, "keep_out"))
+        valid, last = delayed(m, Cat(rows.valid, rows.last), 10, "result")
+        m.d.sync += output.payload.keep.eq(delayed(m, beat.keep, 8, "keep_out"))
         m.d.comb += [output.payload.last.eq(last), output.write.eq(valid)]
 
 
@@ -334,9 +338,11 @@ class _Parameters:
     def _memories(self, m: Module, name: str, width: int) -> list[Memory]:
         """One memory per lane, with the bank as the highest address bit."""
         depth = 2 << max(self._beats - 1, 1).bit_length()
+        # Deep and narrow ones would otherwise end up in LUTs, at several LUTs a bit.
+        attrs = {"ram_style": "block"} if depth > 128 else {}
         memories = []
         for lane in range(self._lanes):
-            memories.append(Memory(shape=unsigned(width), depth=depth, init=[]))
+            memories.append(Memory(shape=unsigned(width), depth=depth, init=[], attrs=attrs))
             m.submodules[f"{name}_memory_{lane}"] = memories[-1]
         return memories
 
@@ -409,16 +415,16 @@ class _Parameters:
         return self._read(m, "shift", bank, beat), self._zero_point[self.arriving]
 
     def leave(self, m: Module, rows: RowStore) -> tuple[list[Value], list[Value]]:
-        """Gains and offsets, 6 and 7 cycles after a beat's ``rows.valid``; releases the bank."""
+        """Gains and offsets, 6 and 8 cycles after a beat's ``rows.valid``; releases the bank."""
         beat = Signal(range(max(self._beats, 2)), name="leaving_beat")
         with m.If(rows.valid):
             m.d.sync += beat.eq(Mux(rows.last, 0, beat + 1))
         bank = delayed(m, rows.row_out.bank, 4, "leaving_bank")
         beat = delayed(m, beat, 4, "leaving_beat")
         gain = self._read(m, "gain", bank, beat)
-        bank, beat = delayed(m, bank, 1, "offset_bank"), delayed(m, beat, 1, "offset_beat")
+        bank, beat = delayed(m, bank, 2, "offset_bank"), delayed(m, beat, 2, "offset_beat")
         offset = self._read(m, "offset", bank, beat)
-        released = delayed(m, rows.valid & rows.last, 6, "released")
+        released = delayed(m, rows.valid & rows.last, 7, "released")
         released_bank = delayed(m, bank, 1, "released_bank")
         for index in range(2):
             enters = self._arrived & (self.current == index)
