@@ -91,8 +91,8 @@ def symmetric_scale(low: Any, high: Any, bits: int = 8) -> Floats:
     An entry that is zero throughout (a pruned head or filter) takes the largest scale of the others,
     or 1: whatever it is, its codes are zero.
     """
+    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
     reach = np.maximum(np.abs(low), np.abs(high)) / ((1 << (bits - 1)) - 1)
-    reach = np.asarray(reach, dtype=np.float64)
     return np.where(reach > 0, reach, float(reach.max()) or 1.0)
 
 
