@@ -204,8 +204,15 @@ def simulate(
     out: Annotated[Path, typer.Option(help="Folder for the results.", show_default=False)],
     op: _Op = "all",
     simulator: Annotated[str, typer.Option(help="verilator or icarus.")] = "verilator",
-    rows: Annotated[str, typer.Option(help="Rows of each layer: a number, or all.")] = "all",
+    rows: Annotated[str, typer.Option(help="Rows of each layer: a number, or all.")] = "257",
     waves: Annotated[bool, typer.Option("--waves", help="Keep a waveform of every run.")] = False,
+    scenarios: Annotated[
+        bool, typer.Option("--scenarios/--no-scenarios", help="Stalls, resets, corners as well.")
+    ] = True,
+    allow_modified: Annotated[
+        bool, typer.Option("--allow-modified", help="Take Verilog that was edited by hand.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the scenarios' data and stalls.")] = 1,
 ) -> int:
     """Stream the bundle's vectors through the Verilog and check every beat against golden."""
     return _run(
@@ -216,6 +223,9 @@ def simulate(
         simulator=simulator,
         rows=rows,
         waves=waves,
+        scenarios=scenarios,
+        allow_modified=allow_modified,
+        seed=seed,
         out=out,
     )
 

@@ -27,17 +27,26 @@ def run(*, model: str = "digits", out: Path = Path("build/demo")) -> int:
     """Take ``model`` through all four steps into the folder ``out``; return the exit status."""
     if out.exists() and not out.is_dir():
         raise UserError(f"The output {str(out)!r} must be a folder.")
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     bundle, rtl, results, page = (out / name for name in ("bundle", "rtl", "results", "report.html"))
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     steps: list[tuple[str, str, Callable[[], int]]] = [
-        ("calibrate", f"{model}: observe, quantise, dump vectors", lambda: calibrate.run(
-            model=model, out=_fresh(bundle))),
-        ("generate", "Verilog of both operators", lambda: generate.run(
-            bundle=bundle, out=_fresh(rtl))),
-        ("simulate", "every layer and scenario against golden", lambda: simulate.run(
-            bundle=bundle, rtl=rtl, out=_fresh(results))),
+        (
+            "calibrate",
+            f"observe {model}, freeze it into integers, record vectors",
+            lambda: calibrate.run(model=model, out=_fresh(bundle)),
+        ),
+        (
+            "generate",
+            "Verilog of both operators",
+            lambda: generate.run(bundle=bundle, out=_fresh(rtl)),
+        ),
+        (
+            "simulate",
+            "every layer and scenario, every element against golden",
+            lambda: simulate.run(bundle=bundle, rtl=rtl, rows="all", out=_fresh(results)),
+        ),
         ("report", "page, JSON and JUnit", lambda: report.run(results=results, out=page)),
     ]
     status = 0

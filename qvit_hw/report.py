@@ -118,6 +118,7 @@ def _page(results: Results, content: Content) -> str:
         ptf_levels=max((len(layer["counts"]) for layer in content.ptf), default=0),
         ptf_colours=[f"rgb({r} {g} {b})" for r, g, b in PTF_COLOURS],
         ramp=ramp_css(),
+        best_layer=max(content.heads, key=lambda head: head["contrast"], default={}).get("layer"),
         css=(_PAGE / "style.css").read_text(encoding="utf-8"),
         js=(_PAGE / "script.js").read_text(encoding="utf-8"),
     )
@@ -220,7 +221,7 @@ def _case(suite: ET.Element, run: Run) -> None:
             f"; cycles {run.cycles}, predicted {run.cycles_predicted}"
             f"; latency {run.latency}, predicted {run.latency_predicted}"
         )
-    lines = [message]
+    lines = [message] if run.fault is None else [message, run.fault]
     if run.divergence is not None:
         found = run.divergence
         lines.append(

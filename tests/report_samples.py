@@ -148,4 +148,5 @@ def run_entry(
         "seconds": 0.5,
         "output": f"{layer}/rtl" if layer else None,
         "divergence": divergence,
+        "fault": "elements differ" if mismatches else None,
     }

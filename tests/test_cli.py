@@ -69,7 +69,7 @@ def test_options_are_those_of_the_module_that_does_the_work(command):
     assert set(declared) == set(wanted)
     for name, parameter in wanted.items():
         if parameter.default is not inspect.Parameter.empty:
-            assert declared[name].default == parameter.default, name
+            assert str(declared[name].default) == str(parameter.default), name
 
 
 @pytest.mark.parametrize("status", [0, 1])
@@ -409,7 +409,7 @@ def chain(monkeypatch, bundle):
         def generate(*, bundle, out):
             out.mkdir()
 
-        def simulate(*, bundle, rtl, out):
+        def simulate(*, bundle, rtl, rows, out):
             make_results(out, bundle, flip=flip)
 
         for name, make in (

@@ -185,6 +185,13 @@ def test_a_simulation_that_did_not_pass_is_never_green(green, tmp_path):
     assert run(results=green, out=tmp_path / "report.html") == 1
 
 
+def test_what_a_testbench_complains_of_is_red(green, tmp_path):
+    edit(green, lambda document: document["runs"][3].update(fault="the status bit is not set"))
+    assert run(results=green, out=tmp_path / "report.html") == 1
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert told["reasons"] == ["stall_both: the status bit is not set"]
+
+
 def test_without_the_bundle_there_are_numbers_but_no_pictures(green, tmp_path):
     (tmp_path / "bundle").unlink()
     assert run(results=green, out=tmp_path / "report.html") == 0
@@ -369,7 +376,7 @@ def test_a_png_is_a_png():
 
 def test_a_map_marks_what_is_wrong():
     codes = np.zeros((2, 2), np.uint8)
-    assert attention_map(codes, 15) != attention_map(codes, 15, wrong=np.eye(2, dtype=bool))
+    assert attention_map(codes, 0, 15) != attention_map(codes, 0, 15, wrong=np.eye(2, dtype=bool))
 
 
 @pytest.mark.parametrize(("error", "kind"), [(0.1, "in"), (-0.45, "in"), (0.55, "out"), (-3.0, "out")])

@@ -48,6 +48,8 @@ def gather(results: Results, layers: Sequence[Layer] | None, page: Path) -> Cont
     """Sum up ``results``; pictures need the bundle's ``layers``, links are relative to ``page``."""
     outputs = results.outputs()
     by_name = {layer.name: layer for layer in layers or ()}
+    order = {name: index for index, name in enumerate(by_name)}
+    shown = sorted(results.layers, key=lambda run: order.get(run.layer or "", len(order)))
     reasons = list(_reasons(results))
     notes: list[str] = []
     if layers is None:
@@ -65,7 +67,7 @@ def gather(results: Results, layers: Sequence[Layer] | None, page: Path) -> Cont
         notes=tuple(notes),
         totals=_totals(results),
         operators=[_operator(op, results) for op in ("layernorm", "softmax") if _of(op, results)],
-        layers=[_row(run, by_name.get(run.layer or "")) for run in results.layers],
+        layers=[_row(run, by_name.get(run.layer or "")) for run in shown],
         scenarios=[_row(run, None) for run in results.scenarios],
         divergences=list(_divergences(results, page)),
         histograms=list(_histograms(results, by_name)),
@@ -87,7 +89,12 @@ def _reasons(results: Results) -> Iterator[str]:
     late = [run for run in results.runs if not run.timing_holds]
     if late:
         yield f"Cycles are not what the cycle model says: {_list([run.name for run in late])}."
-    if not results.passed and not wrong and not late:
+    told = set(map(id, wrong + late))
+    for run in results.runs:
+        if run.fault is not None and id(run) not in told:
+            told.add(id(run))
+            yield f"{run.name}: {run.fault}"
+    if not results.passed and not told:
         yield "The simulation itself says that it did not pass."
 
 
@@ -281,6 +288,7 @@ def _head(
     layer: Layer, head: int, golden: np.ndarray, exact: np.ndarray, rtl: np.ndarray
 ) -> dict[str, Any]:
     last = _code_range(layer)[1]
+    low, high = int(golden.min()), int(golden.max())
     count = golden.shape[1]
     present = np.zeros(golden.shape, dtype=bool)
     present[: len(rtl)] = True
@@ -295,7 +303,7 @@ def _head(
         if not square:
             return None
         grids = {key: mark[0, 1:].reshape(side, side) for key, mark in marks.items()}
-        return attention_map(codes[0, 1:].reshape(side, side), last, **grids)
+        return attention_map(codes[0, 1:].reshape(side, side), low, high, **grids)
 
     rounded = np.clip(np.rint(np.nan_to_num(exact, posinf=last)), 0, last)
     return {
@@ -303,12 +311,15 @@ def _head(
         "head": head,
         "tokens": count,
         "rows": len(rtl),
-        "last_code": last,
+        "low": low,
+        "high": high,
+        "zero": high == last,
+        "contrast": float(golden.std()),
         "mismatches": int(wrong.sum()),
         "float_differs": int((golden != rounded).sum()),
-        "float": attention_map(exact, last),
-        "golden": attention_map(golden, last),
-        "rtl": attention_map(full, last, present=present, wrong=wrong),
+        "float": attention_map(exact, low, high),
+        "golden": attention_map(golden, low, high),
+        "rtl": attention_map(full, low, high, present=present, wrong=wrong),
         "float_patches": over(exact),
         "golden_patches": over(golden),
         "rtl_patches": over(full, present=present, wrong=wrong),
@@ -326,6 +337,7 @@ def _ptf(layer: Layer) -> dict[str, Any]:
     return {
         "name": layer.name,
         "channels": int(shifts.size),
+        "mean": float(shifts.mean()),
         "counts": [int(count) for count in counts],
         "image": ptf_strip(shifts),
     }

@@ -89,23 +89,24 @@ def _ramp(levels: int) -> npt.NDArray[np.uint8]:
 
 
 def ramp_css() -> str:
-    """The attention ramp as a CSS gradient, bright (code 0) first."""
+    """The attention ramp as a CSS gradient, bright first."""
     return ", ".join(f"rgb({r:.0f} {g:.0f} {b:.0f})" for r, g, b in _RAMP[::-1])
 
 
 def attention_map(
     codes: npt.NDArray[np.floating | np.integer],
-    last_code: int,
+    low: int,
+    high: int,
     *,
     present: npt.NDArray[np.bool_] | None = None,
     wrong: npt.NDArray[np.bool_] | None = None,
 ) -> str:
-    """Log2 codes [height, width] as a PNG: code 0 is bright, the last code is dark.
+    """Log2 codes [height, width] as a PNG: code ``low`` is bright, ``high`` is dark.
 
     Elements that are not ``present`` are grey, ``wrong`` ones have a colour of their own.
     """
-    clipped = np.clip(np.nan_to_num(codes.astype(float), posinf=last_code), 0, last_code)
-    level = np.rint((1 - clipped / last_code) * (_LEVELS - 1)).astype(np.uint8)
+    clipped = np.clip(np.nan_to_num(codes.astype(float), posinf=high), low, high)
+    level = np.rint((high - clipped) / max(high - low, 1) * (_LEVELS - 1)).astype(np.uint8)
     if present is not None:
         level[~present] = _LEVELS + 1
     if wrong is not None:

@@ -76,6 +76,8 @@ class Run:
     seconds: float
     output: str | None
     divergence: Divergence | None
+    fault: str | None
+    """What the testbench says is wrong, in one line."""
 
     @property
     def name(self) -> str:
@@ -92,8 +94,9 @@ class Run:
 
     @property
     def passed(self) -> bool:
-        """No mismatch, and the cycle model holds."""
-        return not self.mismatches and self.divergence is None and self.timing_holds
+        """No mismatch, the cycle model holds, and the testbench has no complaint."""
+        sound = not self.mismatches and self.divergence is None and self.fault is None
+        return sound and self.timing_holds
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def load_results(folder: Path) -> Results:
         folder=folder,
         bundle=reader.get(data, "bundle", (dict,), "results"),
         bundle_path=folder / bundle_path if isinstance(bundle_path, str) else None,
-        simulator=f"{simulator.get('name', '?')} {simulator.get('version', '')}".strip(),
+        simulator=_name(simulator),
         rtl=reader.get(data, "rtl", (dict,), "results"),
         seed=reader.get(data, "seed", (int,), "results"),
         runs=tuple(reader.run(run, index) for index, run in enumerate(runs)),
@@ -169,6 +172,12 @@ def load_results(folder: Path) -> Results:
     if not any(run.elements for run in results.runs):
         raise UserError(f"Results {str(path)!r} compare no element.")
     return results
+
+
+def _name(simulator: Mapping[str, Any]) -> str:
+    """Name and version, the name not twice."""
+    name, version = str(simulator.get("name", "?")), str(simulator.get("version", ""))
+    return version if version.lower().startswith(name.lower()) else f"{name} {version}".strip()
 
 
 def _first_line(error: Exception) -> str:
@@ -189,6 +198,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "latency_predicted": (int, _NONE),
     "seconds": _NUMBER,
     "output": (str, _NONE),
+    "fault": (str, _NONE),
 }
 """Kinds of a run's fields; a field that is not listed is an integer."""
 _SIGNED = frozenset(("sqnr_db",))
