@@ -50,6 +50,8 @@ lint_off -rule PROCASSINIT -file "*qvit_*.v"
 // Amaranth names each field of a structure in a wire of its own, for waveforms, and leaves to the
 // synthesis the bits of an intermediate result that a slice drops.
 lint_off -rule UNUSEDSIGNAL -file "*qvit_*.v"
+// One assignment in each module wakes `always @*` at time zero, after every process has begun to wait.
+lint_off -rule INITIALDLY -file "*qvit_*.v"
 // Yosys writes constants and operands at their own width; Verilog extends them, by sign where signed.
 lint_off -rule WIDTHEXPAND -file "*qvit_*.v"
 """

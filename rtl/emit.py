@@ -5,10 +5,12 @@ No source path, no date and no tool version goes into the text (the manifest bes
 versions). What Yosys writes is then made plainer without a change of meaning:
 
 - modules below the top are named ``<top>_<path>``, plain identifiers instead of escaped ones;
-- every ``casez`` gets a ``default`` (empty: the value assigned before it stays);
+- every ``casez`` that is not full gets an empty ``default`` (the value assigned before stays);
 - ``! x`` of a vector becomes ``&(~x)``, so that no lint rule on widths has to be waived;
 - a memory that starts as zeros is set by a loop, not by a line for each word;
-- the register that only wakes ``always @*`` at time zero loses its name, a line number of Yosys.
+- the register that only wakes ``always @*`` at time zero loses its name, a line number of Yosys, and
+  is set by a non-blocking assignment: SystemVerilog initialises declarations before any process
+  waits, and a simulator in that mode would leave constant logic unknown.
 """
 
 from __future__ import annotations
@@ -63,24 +65,27 @@ def _plain_vector_not(text: str) -> str:
 
 
 def _plain_wake_up(text: str) -> str:
-    return re.sub(r"\\\$auto\$verilog_backend\.cc:\d+:dump_module\$(\d+) ", r"\\$wake$\1 ", text)
+    text = re.sub(r"\\\$auto\$verilog_backend\.cc:\d+:dump_module\$(\d+) ", r"wake_up_\1 ", text)
+    return re.sub(r"(?m)^  reg (wake_up_\d+)  = 0;$", r"  reg \1;\n  initial \1 <= 0;", text)
 
 
 def _case_defaults(text: str) -> str:
     """Add the missing ``default`` branches."""
     lines: list[str] = []
+    full = False
     open_cases: list[tuple[str, bool]] = []
     for line in text.split("\n"):
         word = line.strip()
         indent = line[: len(line) - len(line.lstrip())]
         if re.match(r"case[zx]? ?\(", word):
-            open_cases.append((indent, False))
+            open_cases.append((indent, full))
         elif word.startswith("default:"):
             open_cases[-1] = (open_cases[-1][0], True)
         elif word == "endcase":
             before, has_default = open_cases.pop()
             if not has_default:
                 lines.append(f"{before}  default: ;")
+        full = word.startswith("(* full_case")
         lines.append(line)
     return "\n".join(lines)
 

@@ -20,7 +20,7 @@ class AxiLite:
     dut: Any
     clock: Any
     prefix: str = "s_axil"
-    limit: int = 100_000
+    limit: int = 20_000
     """Cycles that an answer may take."""
 
     def _port(self, name: str) -> Any:
