@@ -370,11 +370,18 @@ class _Loader:
         except (TypeError, ValueError) as error:
             self.fail(f"has invalid parameters in its {where}: {error}")
         self._check_vectors(entry, where, spec, params)
-        for key, kind in (("scale", dict), ("metrics", dict)):
-            self.field(key, kind, entry, where)
+        for key in ("scale", "metrics"):
+            self.field(key, dict, entry, where)
+        rows = len(self.content[entry["vectors"]["input"]])
         if op == "softmax":
-            for key in EXTRAS:
-                self.field(key, int, entry, where)
+            heads, tokens = (self.field(key, int, entry, where) for key in EXTRAS)
+            if heads < 1 or tokens < 1 or rows % (heads * tokens):
+                self.fail(f"has {rows} rows in its {where}: not images of {heads} x {tokens} rows")
+        folded = self.field("folded", dict, entry, where) if "folded" in entry else {}
+        for key in folded:
+            tensor = self.content.get(self.field(key, str, folded, where))
+            if tensor is None or tensor.shape != np.shape(values.get("shift")):
+                self.fail(f"lacks the folded {key} of its {where}")
         return Layer(name, op, spec, params, entry, self.content)
 
     def _tensor(self, name: str, op: str, role: str, spec: Any) -> np.ndarray:

@@ -70,12 +70,9 @@ class Topology:
                 activations.append(f"{path}.mlp.act")
         last = [name for name in ("norm", "fc_norm") if isinstance(modules.get(name), nn.LayerNorm)]
         norms += last
-        if (
-            isinstance(model.head, nn.Linear)
-            and last
-            and (last[-1] == "fc_norm" or model.global_pool == "token")
-        ):
-            consumers[last[-1]] = ("head",)
+        if last and (last[-1] == "fc_norm" or model.global_pool == "token"):
+            heads = ("head", "head_dist")  # the second one in distilled DeiTs
+            consumers[last[-1]] = tuple(n for n in heads if isinstance(modules.get(n), nn.Linear))
         for name, module in modules.items():
             if isinstance(module, nn.LayerNorm) and name not in norms:
                 raise UserError(

@@ -32,7 +32,7 @@ def sample(out, *, in_bits=8, out_bits=8, seed=0):
         offset=rng.integers(-(1 << 20), 1 << 20, CHANNELS),
     )
     codes = rng.integers(-100, 100, (ROWS, CHANNELS))
-    scores = rng.integers(-2048, 2048, (ROWS, TOKENS))
+    scores = rng.integers(-2048, 2048, (2 * TOKENS, TOKENS))
     layers = [
         LayerData(
             name="a.norm",
@@ -345,6 +345,45 @@ def test_layers(folder):
 def test_layer_lacks_an_entry(folder, key):
     edit(folder, lambda manifest: manifest["layers"][1].pop(key))
     fails(folder, rf"has no valid '{key}' in its layer 'a\.attn'")
+
+
+def test_rows_that_are_no_images(folder):
+    edit(folder, lambda manifest: manifest["layers"][1].update(heads=4))
+    fails(folder, r"has 10 rows in its layer 'a\.attn': not images of 4 x 5 rows")
+    edit(folder, lambda manifest: manifest["layers"][1].update(heads=0))
+    fails(folder, r"has 10 rows in its layer 'a\.attn': not images of 0 x 5 rows")
+
+
+def test_folded_tensor_is_missing(folder):
+    rewrite(folder, "vectors.safetensors", lambda tensors: tensors.pop("a.norm/folded_rest"))
+    fails(folder, r"lacks the folded rest of its layer 'a\.norm'")
+
+
+def nodes(value, path=()):
+    """Paths of everything inside a JSON value."""
+    for key in value if isinstance(value, dict) else range(len(value)):
+        yield (*path, key)
+        if isinstance(value[key], dict | list):
+            yield from nodes(value[key], (*path, key))
+
+
+@pytest.mark.parametrize("junk", [None, -1, 1e300, "", "a.norm/gain", [], [1], {}, {"a": 1}, True])
+def test_no_manifest_raises_anything_but_user_error(folder, junk):
+    text = (folder / "manifest.json").read_text()
+    refused = 0
+    paths = list(nodes(json.loads(text)))
+    for path in paths:
+        manifest = json.loads(text)
+        place = manifest
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = junk
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        try:
+            load_bundle(folder)
+        except UserError:
+            refused += 1
+    assert refused > len(paths) / 2
 
 
 def test_row_longer_than_the_spec(folder):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from timm.layers import SwiGLU, SwiGLUPacked, set_fused_attn
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
 from golden.layernorm import layernorm
@@ -25,7 +26,7 @@ from qvit_hw.presets import Preset, find_preset
 from qvit_hw.references import float_layernorm, float_softmax, sqnr
 
 
-def tiny(seed=0, **options):
+def tiny(seed=0, kind=VisionTransformer, **options):
     """A random ViT of 26 tokens and 24 channels, with residual channels of different size."""
     set_fused_attn(False)
     torch.manual_seed(seed)
@@ -37,7 +38,7 @@ def tiny(seed=0, **options):
         "num_heads": 3,
         "num_classes": 7,
     }
-    model = VisionTransformer(**(arguments | options)).eval()
+    model = kind(**(arguments | options)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -46,6 +47,15 @@ def tiny(seed=0, **options):
                 parameter.mul_(5)
         model.pos_embed.mul_(10 * torch.exp2(torch.linspace(-2, 2, 24)))
     return model.requires_grad_(False)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors this small are slower on several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def images(count=6, seed=1):
@@ -215,6 +225,13 @@ def test_dead_gamma(affine):
         model.blocks[0].norm1.weight[:3] = 0
         model.norm.weight[5] = 0
     twin = calibrate_model(model, observe(model, images(), FINE), FINE, affine)
+    assert sqnr(model(images()), twin.forward(images())) > 25
+
+
+@pytest.mark.parametrize("affine", ["dyadic", "shift"])
+def test_both_heads_of_a_distilled_deit(affine):
+    model, twin = calibrated(affine, FINE, kind=VisionTransformerDistilled)
+    assert twin.topology.consumers["norm"] == ("head", "head_dist")
     assert sqnr(model(images()), twin.forward(images())) > 25
 
 
