@@ -137,9 +137,9 @@ class LayerNormSpec:
         spread = (count * count // 4) * reach * reach
         variance = Interval(1, spread + (1 << self.eps_bits) - 1)
         centered = Interval(-(count - 1) * reach, (count - 1) * reach)
-        # |z-score| <= sqrt(C - 1); the chord exceeds the curve by less than 2**-10 (see the tests).
+        # |z-score| <= sqrt(C - 1); tests/test_tables.py holds by how much R may exceed the curve.
         z_high = _isqrt_up((count - 1) << (2 * self.max_point))
-        z_high += (z_high >> 10) + 1
+        z_high += (z_high >> min(2 * self.table_bits + 1, 12)) + 1
         score = Interval(-z_high, z_high)
         offset = Interval.of_bits(self.out_bits + self.output_shift + 2, signed=True)
         scaled = score * self.gain_range if self.affine == "dyadic" else score << 7

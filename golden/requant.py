@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requantiser: from an accumulator to a code, by one multiplier and one shift per output channel.
+
+    y = sat(rs(acc * M, N) + z)
+
+M is 16 bits unsigned, normalised to [2**15, 2**16), so that M / 2**N is the wanted factor to 16
+significant bits; rs rounds half up. gemmlowp and TFLite use the same form with 31 bits; 16 leave
+0.02 % of codes one off from a real multiplication (see ``tests/test_requant.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from golden.bounds import Interval
+from golden.fixedpoint import Ints, integer, integers, rounding_shift, saturate
+
+__all__ = ["SPEC_GRID", "RequantParams", "RequantSpec", "corner_rows", "factor", "requantise"]
+
+MULTIPLIER = Interval(1 << 15, (1 << 16) - 1)
+"""Legal values of M."""
+SHIFT = Interval(0, 62)
+"""Legal values of N; a factor below 2**-47 rounds every accumulator to zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequantSpec:
+    """What is fixed when a requantiser is built: acc_bits 8 to 40 and out_bits 3 to 16, both signed."""
+
+    acc_bits: int = 32
+    out_bits: int = 8
+
+    def __post_init__(self) -> None:
+        integer(self.acc_bits, "Accumulator width", 8, 40)
+        integer(self.out_bits, "Output width", 3, 16)
+
+    @cached_property
+    def bounds(self) -> dict[str, Interval]:
+        """Interval of every intermediate value."""
+        acc = Interval.of_bits(self.acc_bits, signed=True)
+        return {
+            "acc": acc,
+            "product": acc * MULTIPLIER,
+            "code": Interval.of_bits(self.out_bits, signed=True),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RequantParams:
+    """What changes per layer and channel: multiplier M, shift N (int arrays [C]), zero point z."""
+
+    multiplier: npt.NDArray[np.int64]
+    shift: npt.NDArray[np.int64]
+    zero_point: int
+
+    def check(self, spec: RequantSpec) -> None:
+        """Raise TypeError or ValueError unless the parameters suit ``spec``."""
+        code = spec.bounds["code"]
+        integer(self.zero_point, "Zero point", code.low, code.high)
+        for name, array, legal in (
+            ("Multiplier", self.multiplier, MULTIPLIER),
+            ("Shift", self.shift, SHIFT),
+        ):
+            values = integers(array, name)
+            if values.ndim != 1 or not values.size:
+                raise ValueError(f"{name} must be an array of channels, not shape {values.shape!r}")
+            if not legal.holds(values):
+                worst = int(values[(values < legal.low) | (values > legal.high)][0])
+                raise ValueError(f"{name} must be from {legal.low} to {legal.high}, not {worst!r}")
+        if np.shape(self.multiplier) != np.shape(self.shift):
+            raise ValueError(
+                f"Shift must have shape {np.shape(self.multiplier)!r}, not {np.shape(self.shift)!r}"
+            )
+
+
+def factor(ratio: Fraction) -> tuple[int, int]:
+    """(M, N) nearest to a positive ``ratio`` = M / 2**N.
+
+    ValueError where the ratio is not positive or N would leave its 6 bits.
+
+    >>> factor(Fraction(1, 3))
+    (43691, 17)
+    """
+    if ratio <= 0:
+        raise ValueError(f"Ratio must be positive, not {ratio!r}")
+    shift = 16 - (ratio.numerator.bit_length() - ratio.denominator.bit_length())
+    multiplier = _nearest(ratio, shift)
+    while multiplier > MULTIPLIER.high:
+        shift -= 1
+        multiplier = _nearest(ratio, shift)
+    while multiplier < MULTIPLIER.low:
+        shift += 1
+        multiplier = _nearest(ratio, shift)
+    if not SHIFT.low <= shift <= SHIFT.high:
+        raise ValueError(f"Ratio must be from 2**-47 to 2**15, not {ratio!r}")
+    return multiplier, shift
+
+
+def _nearest(ratio: Fraction, shift: int) -> int:
+    scaled = ratio * (Fraction(2) ** shift)
+    return (2 * scaled.numerator + scaled.denominator) // (2 * scaled.denominator)
+
+
+def requantise(acc: Ints, spec: RequantSpec, params: RequantParams) -> npt.NDArray[np.int64]:
+    """Codes of accumulators of shape [..., C] within ``spec.acc_bits``; int64, the same shape.
+
+    One channel of parameters serves every channel. TypeError for floats, ValueError out of range.
+    """
+    params.check(spec)
+    a = integers(acc, "Accumulators")
+    if not spec.bounds["acc"].holds(a):
+        span = f"{int(a.min())} to {int(a.max())}"
+        raise ValueError(f"Accumulators must fit in {spec.acc_bits} bits with sign, not {span}")
+    channels = np.shape(params.multiplier)[0]
+    if channels not in (1, a.shape[-1]):
+        raise ValueError(f"Channels must be {channels}, not {a.shape[-1]!r}")
+    scaled = rounding_shift(a * integers(params.multiplier, "Multiplier"), params.shift)
+    return saturate(scaled + params.zero_point, spec.out_bits)
+
+
+SPEC_GRID: tuple[RequantSpec, ...] = (
+    RequantSpec(),
+    RequantSpec(out_bits=16),
+    RequantSpec(acc_bits=24, out_bits=4),
+    RequantSpec(acc_bits=40, out_bits=12),
+)
+"""Specs that every check of the operator runs on."""
+
+
+def corner_rows(spec: RequantSpec) -> Iterator[tuple[str, npt.NDArray[np.int64], RequantParams]]:
+    """Yield (name, accumulators [n], params of one channel).
+
+    Accumulators are solved for: the last below and the first at each rounding boundary of the
+    outermost, the middle and the saturating codes, exact ties, and both ends of the accumulator.
+    Ties exist where M has trailing zeros or N is small.
+    """
+    acc, code = spec.bounds["acc"], spec.bounds["code"]
+    for multiplier, shift in ((1 << 15, 20), (49152, 22), (43691, 17), (65535, 30), (32769, 0)):
+        for zero_point in (code.low, 0, code.high):
+            wanted = (code.low - 1, code.low, -1, 0, 1, code.high, code.high + 1)
+            values = [acc.low, acc.low + 1, -1, 0, 1, acc.high - 1, acc.high]
+            for target in wanted:
+                boundary = ((2 * (target - zero_point) - 1) << shift) // 2
+                values += [-(-boundary // multiplier) + step for step in (-1, 0, 1)]
+            inside = np.array([v for v in values if acc.low <= v <= acc.high], dtype=np.int64)
+            params = RequantParams(
+                multiplier=np.array([multiplier]), shift=np.array([shift]), zero_point=zero_point
+            )
+            yield f"M={multiplier} N={shift} z={zero_point}", inside[:, None], params

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Golden LayerNorm: against scalar Python integers, against float64, and its contract."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from golden.layernorm import (
+    INTERP_BITS,
+    RSQRT_BITS,
+    SPEC_GRID,
+    LayerNormParams,
+    LayerNormSpec,
+    corner_rows,
+    layernorm,
+    layernorm_trace,
+)
+
+ROWS = [
+    pytest.param(spec, *row, id=f"{index}: {row[0]}")
+    for index, spec in enumerate(SPEC_GRID)
+    for row in corner_rows(spec)
+]
+
+
+def half_up(x: int, n: int) -> int:
+    return (2 * x + 2**n) // 2 ** (n + 1)
+
+
+def scalar(codes: list[int], spec: LayerNormSpec, params: LayerNormParams) -> list[int]:
+    """The formula of the module's docstring, element by element, in unbounded integers."""
+    x = [(q - params.zero_point) * 2 ** int(a) for q, a in zip(codes, params.shift, strict=True)]
+    count, total = len(x), sum(x)
+    variance = count * sum(v * v for v in x) - total * total + params.eps
+    width = spec.variance_bits
+    assert variance.bit_length() <= width
+    k = (width - variance.bit_length()) // 2
+    # v = variance * 2**(2k - (width-2)) lies in [1, 4); find its segment and the fraction in it.
+    upper = variance << 2 * k >= 1 << width - 1
+    segments = 2 ** (spec.table_bits - 1)
+    scale = 2 if upper else 1
+    position = (variance * 4**k * segments * 2**INTERP_BITS) // (scale * 2 ** (width - 2))
+    position -= segments * 2**INTERP_BITS
+    base, slope = spec.rsqrt[position // 2**INTERP_BITS + upper * segments]
+    root = base - slope * (position % 2**INTERP_BITS) // 2**INTERP_BITS
+    shift = width // 2 + RSQRT_BITS - 1 - k - params.point
+    codes_out = []
+    for v, gain, offset in zip(x, params.gain, params.offset, strict=True):
+        score = half_up((count * v - total) * root, shift)
+        factor = int(gain) if spec.affine == "dyadic" else 2 ** int(gain)
+        code = half_up(score * factor + int(offset), spec.output_shift)
+        limit = 2 ** (spec.out_bits - 1)
+        codes_out.append(max(-limit, min(limit - 1, code)))
+    return codes_out
+
+
+@pytest.mark.parametrize(("spec", "name", "codes", "params"), ROWS)
+def test_corner_rows_equal_the_scalar_formula(spec, name, codes, params) -> None:  # type: ignore[no-untyped-def]
+    trace = layernorm_trace(codes, spec, params)
+    assert trace.code.tolist() == scalar(codes.tolist(), spec, params)
+    for field, bound in spec.bounds.items():
+        if hasattr(trace, field):
+            assert bound.holds(getattr(trace, field)), field
+
+
+@given(st.data())
+def test_random_rows_equal_the_scalar_formula(data: st.DataObject) -> None:
+    spec = data.draw(st.sampled_from(SPEC_GRID))
+    count = data.draw(st.integers(1, min(spec.max_channels, 24)))
+
+    def column(low: int, high: int) -> np.ndarray:
+        return np.array(data.draw(st.lists(st.integers(low, high), min_size=count, max_size=count)))
+
+    low, high = -(1 << (spec.in_bits - 1)), (1 << (spec.in_bits - 1)) - 1
+    point = data.draw(st.integers(0, spec.max_point))
+    params = LayerNormParams(
+        zero_point=data.draw(st.integers(low, high)),
+        eps=data.draw(st.integers(spec.min_eps(point), (1 << spec.eps_bits) - 1)),
+        point=point,
+        shift=column(0, spec.max_shift),
+        gain=column(spec.gain_range.low, spec.gain_range.high),
+        offset=column(spec.bounds["offset"].low, spec.bounds["offset"].high),
+    )
+    codes = column(low, high)
+    assert layernorm(codes, spec, params).tolist() == scalar(codes.tolist(), spec, params)
+
+
+@pytest.mark.parametrize("spec", SPEC_GRID)
+def test_worst_rows_reach_the_bounds(spec: LayerNormSpec) -> None:
+    low, high = -(1 << (spec.in_bits - 1)), (1 << (spec.in_bits - 1)) - 1
+    count = spec.max_channels
+
+    def trace(codes: np.ndarray, zero_point: int, eps: int = 1):  # type: ignore[no-untyped-def]
+        column = np.zeros(count, int)
+        params = LayerNormParams(
+            zero_point=zero_point,
+            eps=eps,
+            point=0,
+            shift=column + spec.max_shift,
+            gain=column,
+            offset=column,
+        )
+        return layernorm_trace(codes, spec, params)
+
+    flat = trace(np.full(count, high), low)
+    assert int(flat.x.max()) == spec.bounds["x"].high
+    assert int(flat.total[0]) == spec.bounds["total"].high
+    assert int(flat.squares[0]) == spec.bounds["squares"].high
+    assert int(trace(np.full(count, low), high).total[0]) == spec.bounds["total"].low
+    halves = np.where(np.arange(count) < count // 2, low, high)
+    widest = trace(halves, 0, (1 << spec.eps_bits) - 1)
+    assert int(widest.variance[0]) == spec.bounds["variance"].high
+    lone = np.full(count, low)
+    lone[0] = high
+    assert int(trace(lone, low).centered.max()) == spec.bounds["centered"].high
+    finest = replace(corner_params(spec, lone), point=spec.max_point)
+    score = int(layernorm_trace(lone, spec, finest).score.max())
+    # The z-score's bound is irrational: its register is needed to the last bit all the same.
+    assert score.bit_length() + 1 == spec.bounds["score"].bits
+
+
+def corner_params(spec: LayerNormSpec, codes: np.ndarray) -> LayerNormParams:
+    column = np.zeros(codes.size, int)
+    return LayerNormParams(
+        zero_point=0,
+        eps=spec.min_eps(spec.max_point),
+        point=0,
+        shift=column,
+        gain=column,
+        offset=column,
+    )
+
+
+@pytest.mark.parametrize("affine", ["dyadic", "shift"])
+@pytest.mark.parametrize("channels", [192, 384, 768, 3072])
+def test_codes_are_those_of_float64(channels: int, affine: str) -> None:
+    """At least 99.5 % equal to float64 LayerNorm of the same codes, never more than 1 away."""
+    rng = np.random.default_rng(channels)
+    spec = LayerNormSpec(affine=affine)  # type: ignore[arg-type]
+    shift = rng.choice([0, 0, 0, 1, 2, 3], channels)
+    codes = np.clip(np.round(rng.normal(10, 25, (400, channels))), -128, 127).astype(int)
+    eps = 5000
+    if affine == "dyadic":
+        gain_real = rng.normal(20, 6, channels) * rng.choice([1, 1, 1, -1], channels)
+        point = spec.output_shift - 15 + int(np.ceil(np.log2(np.abs(gain_real).max())))
+        gain = np.round(gain_real * 2.0 ** (spec.output_shift - point)).astype(int)
+    else:
+        gain, point = rng.integers(4, 8, channels), 12
+        gain_real = 2.0 ** (point + gain - spec.output_shift)
+    offset = np.round(rng.normal(0, 10, channels) * 2.0**spec.output_shift).astype(int)
+    params = LayerNormParams(
+        zero_point=10, eps=eps, point=point, shift=shift, gain=gain, offset=offset
+    )
+    x = ((codes - 10) << shift).astype(float)
+    z = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps / channels**2)
+    exact = np.floor(z * gain_real + offset / 2.0**spec.output_shift + 0.5)
+    difference = np.abs(layernorm(codes, spec, params) - np.clip(exact, -128, 127))
+    assert difference.max() <= 1
+    assert (difference == 0).mean() >= 0.995
+
+
+def test_a_constant_row_is_beta() -> None:
+    spec = LayerNormSpec()
+    for name, codes, params in corner_rows(spec):
+        if name.startswith("constant") and (params.shift == params.shift[0]).all():
+            beta = np.clip((params.offset + (1 << 21)) >> 22, -128, 127)
+            assert (layernorm(codes, spec, params) == beta).all(), name
+
+
+def test_leading_axes() -> None:
+    spec = LayerNormSpec()
+    rng = np.random.default_rng(2)
+    _, _, params = next(row for row in corner_rows(spec) if row[1].size == 192)
+    codes = rng.integers(-128, 128, (2, 3, 192)).astype(np.int8)
+    whole = layernorm(codes, spec, params)
+    assert whole.shape == codes.shape
+    assert (whole[1, 2] == layernorm(codes[1, 2], spec, params)).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_channels": 4097}, r"^Maximum row length must be from 1 to 4096, not 4097$"),
+        ({"in_bits": 3}, r"^Input width must be from 4 to 16, not 3$"),
+        ({"out_bits": 17}, r"^Output width must be from 3 to 16, not 17$"),
+        ({"max_shift": 8}, r"^Largest PTF shift must be from 0 to 7, not 8$"),
+        ({"eps_bits": 41}, r"^Width of E must be from 8 to 40, not 41$"),
+        ({"affine": "none"}, r"^Affine must be 'dyadic' or 'shift', not 'none'$"),
+        ({"table_bits": 3}, r"^Table index width must be from 4 to 9, not 3$"),
+        ({"in_bits": 16, "max_shift": 7}, r"^Row length, input width and largest shift must keep "),
+    ],
+)
+def test_spec_errors(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LayerNormSpec(**fields)  # type: ignore[arg-type]
+
+
+def test_param_and_input_errors() -> None:
+    spec, column = LayerNormSpec(max_channels=4), np.zeros(3, int)
+    good = LayerNormParams(zero_point=0, eps=1, point=9, shift=column, gain=column, offset=column)
+    good.check(spec)
+    for change, message in (
+        ({"zero_point": 128}, r"^Zero point must be from -128 to 127, not 128$"),
+        ({"eps": 0}, r"^E must be from 1 to 1099511627775, not 0$"),
+        ({"point": 14}, r"^E must be from 4 to 1099511627775, not 1$"),
+        ({"point": 15}, r"^Point must be from 0 to 14, not 15$"),
+        ({"shift": column + 4}, r"^PTF shift must be from 0 to 3, not 4$"),
+        ({"gain": column + 32768}, r"^Gain must be from -32768 to 32767, not 32768$"),
+        ({"gain": column[:2]}, r"^Gain must have shape \(3,\), not \(2,\)$"),
+        ({"shift": np.zeros(5, int)}, r"^Shifts must be 1 to 4 channels, not \(5,\)$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(good, **change).check(spec)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^Offset must be an array of integers, not float64$"):
+        replace(good, offset=column * 1.0).check(spec)
+    with pytest.raises(TypeError, match=r"^Codes must be an array of integers, not float64$"):
+        layernorm(np.zeros(3), spec, good)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^Row length must be 3, not 2$"):
+        layernorm(np.zeros(2, int), spec, good)
+    with pytest.raises(ValueError, match=r"^Codes must fit in 8 bits with sign, not 0 to 128$"):
+        layernorm(np.array([0, 128, 0]), spec, good)
+
+
+@pytest.mark.parametrize("spec", SPEC_GRID)
+def test_words_are_unsigned_and_end_with_commit(spec: LayerNormSpec) -> None:
+    _, _, params = next(iter(corner_rows(spec)))
+    words = params.words(spec)
+    assert words[-1] == (4, 0)
+    assert all(0 <= address < 1 << 14 and 0 <= value < 1 << 32 for address, value in words)
+    assert len({address for address, _ in words}) == len(words) == 5 + 3 * params.channels
