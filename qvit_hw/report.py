@@ -118,7 +118,9 @@ def _page(results: Results, content: Content) -> str:
         ptf_levels=max((len(layer["counts"]) for layer in content.ptf), default=0),
         ptf_colours=[f"rgb({r} {g} {b})" for r, g, b in PTF_COLOURS],
         ramp=ramp_css(),
-        best_layer=max(content.heads, key=lambda head: head["contrast"], default={}).get("layer"),
+        opened=max(
+            content.heads, key=lambda head: (head["mismatches"], head["contrast"]), default=None
+        ),
         css=(_PAGE / "style.css").read_text(encoding="utf-8"),
         js=(_PAGE / "script.js").read_text(encoding="utf-8"),
     )

@@ -121,6 +121,7 @@ def test_the_page_shows_every_layer_head_and_picture(green, tmp_path):
     for name in ("blocks.0.norm1", "blocks.0.norm2", "blocks.0.attn", "stall_both"):
         assert f'data-name="{name}"' in text
     assert text.count('<div class="head"') == 2
+    assert len(re.findall(r'data-head="\d" data-open hidden', text)) == 1
     assert text.count('<svg class="histogram"') == 3
     assert text.count('alt="Shifts of ') == 2
     assert "20.00" in Page(text).text

@@ -271,13 +271,17 @@ def _heads(
     tokens = max(int(layer.golden().shape[1]) for _, layer in shown)
     budget = max(4, _ATTENTION_PIXELS // (3 * tokens * tokens))
     chosen = _spread(len(shown), min(len(shown), max(2, budget // 2)))
+    first_wrong = [index for index, (run, _) in enumerate(shown) if run.mismatches][:2]
+    chosen = sorted({*chosen, *first_wrong})
     for index in chosen:
         run, layer = shown[index]
         golden, exact = layer.golden(), layer.float()
         rtl = outputs[run.output or ""]
         count = golden.shape[1]
         heads = int(layer.entry["heads"])
-        for head in _spread(heads, min(heads, max(1, budget // len(chosen)))):
+        wrong = np.unique(np.argwhere(rtl != golden[: len(rtl)])[:, 0] // count)
+        picked = _spread(heads, min(heads, max(1, budget // len(chosen))))
+        for head in sorted({*picked, *(int(row) for row in wrong[:2] if row < heads)}):
             rows = slice(head * count, (head + 1) * count)
             if len(golden[rows]) < count:
                 continue

@@ -58,6 +58,10 @@
     };
     layer.addEventListener("change", offer);
     head.addEventListener("change", show);
+    const first = figures.find((figure) => "open" in figure.dataset);
+    layer.value = first.dataset.layer;
     offer();
+    head.value = first.dataset.head;
+    show();
   }
 })();
