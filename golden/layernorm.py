@@ -316,7 +316,7 @@ def layernorm_pipeline(spec: LayerNormSpec, lanes: int) -> RowPipeline:
     return RowPipeline(
         lanes=lanes,
         waits=(20 + tree_levels(lanes),),
-        drain=12,
+        drain=14,
         max_beats=-(-spec.max_channels // lanes),
     )
 

@@ -20,12 +20,17 @@ def look_up(table: Sequence[int], index: Value, width: int) -> Value:
     return Array(Const(entry, width) for entry in table)[index]
 
 
-def product(m: Module, a: Value, b: Value, name: str) -> Value:
-    """``a * b`` in 2 cycles: one product per 17 bits of ``b``, then their sum."""
+def product(m: Module, a: Value, b: Value, name: str, *, port_bits: int = CHUNK + 1) -> Value:
+    """``a * b`` in 2 cycles: one product per 17 bits of ``b``, then their sum.
+
+    ``port_bits``: the wider port of a multiplier, sign included. A ``b`` that fits it stays whole, and
+    the second cycle is a plain register, which a DSP slice takes in.
+    """
+    chunk = len(b) if len(b) + (not b.shape().signed) <= port_bits else CHUNK
     parts = []
-    for start in range(0, len(b), CHUNK):
-        top = start + CHUNK >= len(b)
-        piece = b[start : start + CHUNK]
+    for start in range(0, len(b), chunk):
+        top = start + chunk >= len(b)
+        piece = b[start : start + chunk]
         piece = piece.as_signed() if top and b.shape().signed else piece
         value = a * piece
         part = Signal(value.shape(), name=f"{name}_part_{start}")

@@ -20,6 +20,7 @@ from amaranth.lib.wiring import In, Out
 
 from golden.bounds import Interval
 from golden.cycles import QUEUE_DEPTH, RowPipeline, tree_levels
+from golden.fixedpoint import integer
 from golden.layernorm import (
     INTERP_BITS,
     RSQRT_BITS,
@@ -49,6 +50,10 @@ class PtfLayerNorm(wiring.Component):
         Widths, affine step and the longest row.
     lanes : int
         Elements per beat, 1 to 32. No result depends on it.
+    port_bits : int
+        Width of the wider port of the target's multipliers, 18 to 27: 27 for UltraScale+ (one slice a
+        product), 18 for ECP5 and others (wide products in two pieces). Neither results nor cycles
+        depend on it.
 
     Latency and initiation interval: ``pipeline``; ceil(C / lanes) cycles a row, row after row.
 
@@ -64,8 +69,9 @@ class PtfLayerNorm(wiring.Component):
         waits for it); ``commit`` makes it current for rows whose first beat comes later.
     """
 
-    def __init__(self, spec: LayerNormSpec, *, lanes: int) -> None:
+    def __init__(self, spec: LayerNormSpec, *, lanes: int, port_bits: int = 27) -> None:
         self._spec, self._lanes = spec, lanes
+        self._port_bits = integer(port_bits, "Multiplier port width", 18, 27)
         self._pipeline = layernorm_pipeline(spec, lanes)
         beat_in = {"code": data.ArrayLayout(signed(spec.in_bits), lanes), "keep": lanes, "last": 1}
         beat_out = {"code": data.ArrayLayout(signed(spec.out_bits), lanes), "keep": lanes, "last": 1}
@@ -87,6 +93,11 @@ class PtfLayerNorm(wiring.Component):
     def lanes(self) -> int:
         """Elements per beat."""
         return self._lanes
+
+    @property
+    def port_bits(self) -> int:
+        """Width of the wider port of the target's multipliers."""
+        return self._port_bits
 
     @property
     def pipeline(self) -> RowPipeline:
@@ -277,31 +288,30 @@ class PtfLayerNorm(wiring.Component):
         gains, offsets = params.leave(m, rows)
         # Operands rest in a register of their own, which can sit next to the multiplier.
         factor = delayed(m, row.factor, 1, "row_factor")
-        origin = delayed(m, row.origin, 2, "row_origin")
-        shift = delayed(m, row.shift, 3, "row_shift_now")
+        origin = delayed(m, row.origin, 3, "row_origin")
+        shift = delayed(m, row.shift, 4, "row_shift_now")
+        port = {"port_bits": self._port_bits}
         for lane in range(self._lanes):
-            scaled = Signal(signed(len(origin)), name=f"scaled_{lane}")
-            centered = Signal(signed(len(origin)), name=f"centered_{lane}")
             x = delayed(m, beat.x[lane], 1, f"operand_{lane}")
-            m.d.sync += [scaled.eq(x * factor), centered.eq(scaled - origin)]
+            scaled = product(m, x, factor, f"scaled_{lane}", **port)
+            centered = Signal(signed(len(origin)), name=f"centered_{lane}")
+            m.d.sync += centered.eq(scaled - origin)
             score = shift_right(m, centered, shift, spec.bounds["score"].bits, f"score_{lane}")
-            width = spec.bounds["scaled"].bits + 1
-            gained = Signal(signed(width), name=f"gained_{lane}")
-            moved = Signal(signed(width), name=f"moved_{lane}")
             gain = delayed(m, gains[lane], 1, f"gain_{lane}")
-            dyadic = spec.affine == "dyadic"
-            m.d.sync += [
-                gained.eq(score * gain.as_signed() if dyadic else score << gain),
-                moved.eq(gained + offsets[lane]),
-            ]
+            if spec.affine == "dyadic":
+                gained = product(m, gain.as_signed(), score, f"gained_{lane}", **port)
+            else:
+                gained = delayed(m, score << gain, 2, f"gained_{lane}")
+            moved = Signal(signed(spec.bounds["scaled"].bits + 1), name=f"moved_{lane}")
+            m.d.sync += moved.eq(gained + offsets[lane])
             code = moved[spec.output_shift :].as_signed()
             over = code[spec.out_bits - 1 : -1] != code[-1].replicate(len(code) - spec.out_bits)
             limit = Cat((~code[-1]).replicate(spec.out_bits - 1), code[-1])
             m.d.sync += output.payload.code[lane].eq(
                 Mux(over, limit, code[: spec.out_bits]).as_signed()
             )
-        valid, last = delayed(m, Cat(rows.valid, rows.last), 10, "result")
-        m.d.sync += output.payload.keep.eq(delayed(m, beat.keep, 8, "keep_out"))
+        valid, last = delayed(m, Cat(rows.valid, rows.last), 12, "result")
+        m.d.sync += output.payload.keep.eq(delayed(m, beat.keep, 10, "keep_out"))
         m.d.comb += [output.payload.last.eq(last), output.write.eq(valid)]
 
 
@@ -415,16 +425,16 @@ class _Parameters:
         return self._read(m, "shift", bank, beat), self._zero_point[self.arriving]
 
     def leave(self, m: Module, rows: RowStore) -> tuple[list[Value], list[Value]]:
-        """Gains and offsets, 6 and 8 cycles after a beat's ``rows.valid``; releases the bank."""
+        """Gains and offsets, 7 and 10 cycles after a beat's ``rows.valid``; releases the bank."""
         beat = Signal(range(max(self._beats, 2)), name="leaving_beat")
         with m.If(rows.valid):
             m.d.sync += beat.eq(Mux(rows.last, 0, beat + 1))
-        bank = delayed(m, rows.row_out.bank, 4, "leaving_bank")
-        beat = delayed(m, beat, 4, "leaving_beat")
+        bank = delayed(m, rows.row_out.bank, 5, "leaving_bank")
+        beat = delayed(m, beat, 5, "leaving_beat")
         gain = self._read(m, "gain", bank, beat)
-        bank, beat = delayed(m, bank, 2, "offset_bank"), delayed(m, beat, 2, "offset_beat")
+        bank, beat = delayed(m, bank, 3, "offset_bank"), delayed(m, beat, 3, "offset_beat")
         offset = self._read(m, "offset", bank, beat)
-        released = delayed(m, rows.valid & rows.last, 7, "released")
+        released = delayed(m, rows.valid & rows.last, 9, "released")
         released_bank = delayed(m, bank, 1, "released_bank")
         for index in range(2):
             enters = self._arrived & (self.current == index)
