@@ -380,7 +380,7 @@ class _Loader:
         folded = self.field("folded", dict, entry, where) if "folded" in entry else {}
         for key in folded:
             tensor = self.content.get(self.field(key, str, folded, where))
-            if tensor is None or tensor.shape != np.shape(values.get("shift")):
+            if tensor is None or tensor.shape != np.shape(values.get("shift", 0)):
                 self.fail(f"lacks the folded {key} of its {where}")
         return Layer(name, op, spec, params, entry, self.content)
 
