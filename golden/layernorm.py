@@ -171,8 +171,8 @@ def _isqrt_up(n: int) -> int:
 class LayerNormParams:
     """What changes per layer; the arrays have one entry per channel.
 
-    zero_point: z, within the input codes.  point: p, 0 to ``spec.max_point``.  eps: E, ``spec.min_eps(point)`` to
-    2**eps_bits - 1.
+    zero_point: z, within the input codes.  point: p, 0 to ``spec.max_point``.
+    eps: E, ``spec.min_eps(point)`` to 2**eps_bits - 1.
     shift: a, [C], 0 to max_shift.  gain: G, [C].  offset: B, [C], out_bits + H + 2 bits signed.
     """
 

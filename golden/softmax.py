@@ -173,7 +173,7 @@ def softmax_trace(
     if masked.dtype != np.bool_:
         raise TypeError(f"Mask must be an array of booleans, not {masked.dtype}")
 
-    f, w = spec.frac_bits, spec.exp_bits
+    f, _w = spec.frac_bits, spec.exp_bits
     maximum = np.where(masked, spec.bounds["score"].low, t).max(axis=-1, keepdims=True)
     distance = np.minimum((maximum - t) << (f - params.frac), spec.bounds["distance"].high)
     distance = np.where(masked, spec.bounds["distance"].high, distance)

@@ -111,7 +111,7 @@ class PtfLayerNorm(wiring.Component):
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        spec, bounds = self._spec, self._spec.bounds
+        _spec, bounds = self._spec, self._spec.bounds
         x_shape = signed(bounds["x"].bits)
         scaled_row = bounds["centered"] * bounds["rsqrt"] + Interval(-(1 << self._max_shift), 0)
         row = {
@@ -142,7 +142,8 @@ class PtfLayerNorm(wiring.Component):
 
     def _sums(self, m: Module, rows: RowStore, params: _Parameters) -> tuple[Signal, ...]:
         """Phase 1: X of each arriving beat, stored; S, Q and C of the row. Done 7 + levels cycles
-        after the beat is taken; returns (S, Q, C, ended), where ended = (beat counted, row ends)."""
+        after the beat is taken; returns (S, Q, C, ended), where ended = (beat counted, row ends).
+        """
         spec, lanes, bounds = self._spec, self._lanes, self._spec.bounds
         beat, taken = self.i.payload, Signal()
         m.d.comb += [

@@ -55,7 +55,7 @@ def tree(m: Module, values: list[Any], node: Any, name: str) -> Any:
 
 def popcount(bits: Value) -> Value:
     """Number of ones in ``bits``."""
-    return sum((bit for bit in bits), start=Value.cast(0))  # type: ignore[arg-type]
+    return sum((bit for bit in bits), start=Value.cast(0))
 
 
 class Credits(wiring.Component):
@@ -127,8 +127,8 @@ class RowStore(wiring.Component):
     complete, and with ``count_last`` the descriptor ``row_in`` is queued.
 
     Reading phase: from the cycle after that, ``step`` goes high for each beat of the row while
-    ``go``, with ``step_last`` for its last; a cycle later ``valid``, ``first``, ``last``, ``beat_out`` and ``row_out`` describe it.
-    Rows follow each other without a gap.
+    ``go``, with ``step_last`` for its last; a cycle later ``valid``, ``first``, ``last``,
+    ``beat_out`` and ``row_out`` describe it. Rows follow each other without a gap.
 
     Parameters: layouts of a beat and of a descriptor, ``max_beats`` of a row, ``slack`` beats that
     the ring holds beyond a whole row (the phase's latency, so that it never fills by itself).

@@ -43,4 +43,4 @@ def test_rsqrt_error_is_bounded(table_bits: int, error_bits: int) -> None:
             v = Fraction((start << INTERP_BITS) + step * frac, half << INTERP_BITS)
             squared = Fraction(value**2, 1 << (2 * RSQRT_BITS)) * v
             assert (1 - tolerance) ** 2 < squared < (1 + tolerance) ** 2
-        assert 0 < slope and base < 1 << RSQRT_BITS
+        assert slope > 0 and base < 1 << RSQRT_BITS
