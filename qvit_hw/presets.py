@@ -6,7 +6,7 @@ name     residual weights,     attention code score      for
          (PTF)    activations                 bits, F
 ======== ======== ============ ============== ========== ============================================
 w8a8p4   8 bits   int8         base 2, 4 bits 12, 4      the default: the smallest unit
-w8a8p5   8 bits   int8         base sqrt 2, 5 12, 4      attention 6 dB closer, a bit more a code    
+w8a8p5   8 bits   int8         base sqrt 2, 5 12, 4      A.V 6 dB closer, codes one bit wider
 ======== ======== ============ ============== ========== ============================================
 
 Score bits grow up to 16 where a network's scores would saturate. Either preset goes with both
