@@ -109,7 +109,7 @@ def _layernorm(spec: LayerNormSpec) -> Operator:
         return LayerNormParams(
             zero_point=int(rng.integers(-(1 << (spec.in_bits - 1)), 1 << (spec.in_bits - 1))),
             eps=1 << int(rng.integers(0, spec.eps_bits)),
-            point=int(rng.integers(8, 13)),
+            point=int(rng.integers(spec.max_point // 2, min(13, spec.max_point + 1))),
             shift=rng.integers(0, spec.max_shift, count, endpoint=True),
             gain=rng.integers(gain.low, gain.high, count, endpoint=True),
             offset=rng.integers(-half, half, count),

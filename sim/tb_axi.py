@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cocotb tests of an AXI top's registers and of what it repairs; the rows come from the job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cocotb
+import numpy as np
+
+from sim.axil import DECERR, OKAY, SLVERR
+from sim.bench import Bench, load_job
+from sim.stream import pack, stalls
+
+JOB = load_job()
+IDENTITY = 0x51564954
+TOO_LONG, BAD_KEEP, OUTSIDE = 1, 2, 4
+NAMES = {"2": 0, "sqrt2": 1, "dyadic": 0, "shift": 1}
+
+
+async def started(dut: Any) -> Bench:
+    """A bench after reset, parameters written."""
+    bench = Bench(dut, JOB.unit)
+    await bench.start()
+    await bench.set_params(JOB.cases[0].params[0][1])
+    return bench
+
+
+async def status(bench: Bench) -> int:
+    """Read the status register and clear what it shows."""
+    address = JOB.unit.registers["status"]
+    value, response = await bench.axil.read(address)
+    assert response == OKAY
+    assert await bench.axil.write(address, value) == OKAY
+    assert await bench.axil.read(address) == (0, OKAY)
+    return value
+
+
+async def send(bench: Bench, **changes: Any) -> list[int]:
+    """Send the job's first row with some of its beats changed; return the output's keeps."""
+    unit, case = JOB.unit, JOB.cases[0]
+    length = case.lengths[:1]
+    beats = pack(case.elements[: length[0]], length, unit.lanes, unit.in_slot)
+    for name, change in changes.items():
+        at, value = change
+        getattr(beats, name)[at] = value
+    rng = np.random.default_rng(1)
+    sending = cocotb.start_soon(bench.source.send(beats, stalls(case.stall_in, rng)))
+    await bench.sink.receive(len(beats.data), stalls(case.stall_out, rng), 10_000)
+    await sending
+    keeps, bench.sink.keep = bench.sink.keep, []
+    bench.sink.data.clear()
+    return keeps
+
+
+@cocotb.test()
+async def readable(dut: Any) -> None:
+    """Identity, lanes and every field of the spec."""
+    bench, registers = await started(dut), JOB.unit.registers
+    wanted = {"id": IDENTITY, "lanes": JOB.unit.lanes, "status": 0, "rows": 0}
+    wanted["operator"] = {"softmax": 1, "layernorm": 2}[JOB.unit.op]
+    for name, value in JOB.unit.spec.items():
+        wanted[f"spec_{name}"] = NAMES[value] if isinstance(value, str) else value
+    for name, value in wanted.items():
+        assert await bench.axil.read(registers[name]) == (value, OKAY), name
+
+
+@cocotb.test()
+async def refused(dut: Any) -> None:
+    """Accesses that are wrong are answered with an error and do nothing."""
+    bench, registers = await started(dut), JOB.unit.registers
+    axil = bench.axil
+    parameter = "frac" if JOB.unit.op == "softmax" else "zero_point"
+    assert await axil.read(registers[parameter]) == (0, SLVERR)
+    assert await axil.read(0x3EFC) == (0, DECERR)
+    assert await axil.write(0x3EFC, 1) == DECERR
+    assert await axil.write(registers["id"], 1) == SLVERR
+    for strobe in (0x0, 0x1, 0x7, 0xE):
+        assert await axil.write(registers[parameter], 0, strobe) == SLVERR
+        assert await axil.write(registers["status"], 7, strobe) == SLVERR
+    if JOB.unit.op == "layernorm":
+        past = registers["shift"] + 4 * JOB.unit.spec["max_channels"]
+        assert await axil.write(past, 0) == DECERR
+    assert await axil.read(registers["id"]) == (IDENTITY, OKAY)
+
+
+@cocotb.test()
+async def channel_order(dut: Any) -> None:
+    """Address before data, data before address, many at once: each write gets its answer."""
+    bench = await started(dut)
+    address = JOB.unit.registers["status"]
+    for lag in (-5, -1, 0, 1, 5):
+        assert await bench.axil.write_all([(address, 0)] * 6, lag=lag) == [OKAY] * 6
+
+
+@cocotb.test()
+async def late_response(dut: Any) -> None:
+    """The response waits for its ready, and the next write for the response."""
+    bench = await started(dut)
+    edge = bench.edge
+    dut.s_axil_awaddr.value = JOB.unit.registers["status"]
+    dut.s_axil_wstrb.value = 0xF
+    dut.s_axil_awvalid.value = dut.s_axil_wvalid.value = 1
+    dut.s_axil_bready.value = 0
+    for cycle in range(12):
+        await edge
+        assert int(dut.s_axil_bvalid.value) == (cycle >= 2)
+    assert int(dut.s_axil_awready.value) == 0
+    dut.s_axil_awvalid.value = dut.s_axil_wvalid.value = 0
+    dut.s_axil_bready.value = 1
+    answers = 0
+    for _ in range(8):
+        await edge
+        answers += int(dut.s_axil_bvalid.value)
+    assert answers == 2
+
+
+@cocotb.test()
+async def repaired(dut: Any) -> None:
+    """A bad keep and an element outside its width are noted; the row still comes out whole."""
+    bench, unit = await started(dut), JOB.unit
+    size = unit.lanes * unit.in_slot
+    full = (1 << size) - 1
+    out_full = (1 << unit.lanes * unit.out_slot) - 1
+    clean = await send(bench)
+    assert await status(bench) == 0
+    # Before the last beat every lane counts, whatever keep says.
+    assert await send(bench, keep=(0, full >> 1)) == clean
+    assert await status(bench) == BAD_KEEP
+    # A hole ends the prefix; lane 0 always counts.
+    assert (await send(bench, keep=(-1, 0)))[-1] == (1 << unit.out_slot) - 1
+    assert await status(bench) == BAD_KEEP
+    if unit.lanes > 2:
+        hole = full & ~(1 << unit.in_slot)
+        assert (await send(bench, keep=(-1, hole)))[-1] == (1 << unit.out_slot) - 1
+        assert await status(bench) == BAD_KEEP
+    assert out_full in clean
+    bits = unit.spec["score_bits" if unit.op == "softmax" else "in_bits"]
+    if unit.in_slot * 8 > bits:
+        await send(bench, data=(0, 1 << (unit.in_slot * 8 - 2)))
+        assert await status(bench) == OUTSIDE
+    rows, _ = await bench.axil.read(unit.registers["rows"])
+    assert rows >= 3

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The AXI side of both tops: registers, repairs, and a second AXI implementation as the master."""
+
+import numpy as np
+import pytest
+from sim_units import make_unit
+
+from golden.layernorm import LayerNormSpec
+from golden.softmax import SoftmaxSpec
+from sim.bench import JOB_VARIABLE
+from sim.job import Job
+from sim.runner import build, run_tests
+from sim.scenarios import Row, case_of, operator
+from sim.tools import find
+
+SPECS = {
+    "softmax": SoftmaxSpec(max_tokens=100),
+    "layernorm": LayerNormSpec(max_channels=100, in_bits=12),
+}
+
+
+@pytest.fixture(scope="module", params=["softmax", "layernorm"])
+def unit(request, tmp_path_factory):
+    return make_unit(request.param, SPECS[request.param], 4, tmp_path_factory.mktemp("unit"))
+
+
+def job_folder(unit, folder, lengths):
+    op = operator(unit.op, unit.spec)
+    rng = np.random.default_rng(3)
+    params = op.random_params(rng)
+    rows = [Row(rng.integers(op.low, op.high, n, endpoint=True), params) for n in lengths]
+    folder.mkdir()
+    Job(unit, [case_of("rows", rows, op, unit.lanes)]).write(folder)
+    return {JOB_VARIABLE: str(folder)}
+
+
+def run_all(unit, module, names, folder, lengths):
+    env = job_folder(unit, folder, lengths)
+    simulation = build(find("verilator"), unit.verilog, unit.top)
+    faults = run_tests(simulation, module, [f"{module}.{name}" for name in names], folder, env=env)
+    assert faults == dict.fromkeys(faults)
+
+
+def test_registers_and_repairs(unit, tmp_path):
+    names = ["readable", "refused", "channel_order", "late_response", "repaired"]
+    run_all(unit, "sim.tb_axi", names, tmp_path / "run", [15])
+
+
+def test_a_second_axi_implementation_agrees(unit, tmp_path):
+    names = [f"outside/pauses={p}" for p in ("none", "source", "sink", "both")]
+    run_all(unit, "sim.tb_outside", names, tmp_path / "run", [1, 3, 4, 5, 49, 100, 8, 2, 97])

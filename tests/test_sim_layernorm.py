@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The emitted layernorm unit in Verilator: every scenario on every spec of the grid, every cycle."""
+
+import numpy as np
+import pytest
+from sim_units import make_unit, simulate
+
+from golden.layernorm import SPEC_GRID, LayerNormSpec, layernorm_pipeline
+from sim.scenarios import back_to_back, scenarios
+
+UNITS = [
+    # (spec, lanes): every spec of the grid, every power of two.
+    (SPEC_GRID[3], 1),
+    (SPEC_GRID[4], 2),
+    (SPEC_GRID[5], 4),
+    (SPEC_GRID[0], 8),
+    (SPEC_GRID[1], 16),
+    (SPEC_GRID[2], 32),
+]
+
+
+def test_the_grid_is_covered():
+    assert {spec for spec, _ in UNITS} == set(SPEC_GRID)
+    assert {1, 2, 4, 8, 16, 32} <= {lanes for _, lanes in UNITS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("spec", "lanes"), UNITS, ids=lambda value: str(value)[:60])
+def test_scenarios(spec, lanes, tmp_path):
+    unit = make_unit("layernorm", spec, lanes, tmp_path)
+    longest = spec.max_channels
+    cases = scenarios(unit, rows=10, corner_length=None if longest <= 1024 else 600)
+    if longest >= 197:
+        cases.append(back_to_back(unit, 64, 197))
+        told = cases[-1].timing
+        latency = layernorm_pipeline(spec, lanes).latency(197)
+        assert int(np.ptp(told[:, [0, 3]])) + 1 == 64 * -(-197 // lanes) + latency
+    simulate(unit, cases, tmp_path / "run")
+
+
+def test_small_unit_takes_every_scenario(tmp_path):
+    unit = make_unit("layernorm", LayerNormSpec(max_channels=200), 8, tmp_path)
+    names = [case.name for case in scenarios(unit, rows=4)]
+    assert len(names) == len(set(names)) >= 20
