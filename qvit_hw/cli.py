@@ -192,9 +192,13 @@ def generate(
     ] = None,
     op: _Op = "all",
     lanes: Annotated[int, typer.Option(help="Elements per beat, 1 to 32.")] = 8,
+    port_bits: Annotated[
+        int,
+        typer.Option(help="Wider port of a multiplier: 27 for UltraScale+, 18 for ECP5 and others."),
+    ] = 27,
 ) -> int:
     """Write Verilog with AXI ports, FuseSoC cores, a manifest and the register map."""
-    return _run("generate", bundle=bundle, op=op, lanes=lanes, out=out)
+    return _run("generate", bundle=bundle, op=op, lanes=lanes, port_bits=port_bits, out=out)
 
 
 @app.command()

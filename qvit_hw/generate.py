@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verilog of the operators with AXI ports, and everything that a project needs beside it.
 
-    python -m qvit_hw.generate [--bundle B] [--op layernorm|softmax|all] [--lanes 8] --out DIR
+    python -m qvit_hw.generate [--bundle B] [--op layernorm|softmax|all] [--lanes 8] [--port-bits 27] --out DIR
 
 writes into DIR, for each operator, ``<top>.v`` and ``<top>.core`` (FuseSoC), and for all of them
 ``manifest.json`` (ports, widths, cycles, registers, hashes), ``registers.md`` and ``waivers.vlt``.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 import tomllib
 from dataclasses import asdict, dataclass
@@ -36,9 +37,14 @@ OPERATORS = ("layernorm", "softmax")
 LATENCY_LENGTHS = (1, 49, 64, 65, 192, 197, 257, 384, 577, 768)
 """Row lengths whose latency the manifest states."""
 CORE_PROBES = {
-    "softmax": ("maximum", "total", "log_total"),
-    "layernorm": ("total", "squares", "variance", "rsqrt", "rsqrt_shift"),
+    "softmax": {name: name for name in ("maximum", "total", "log_total")},
+    # Both sums are ready in the same cycle: one strobe, which Yosys gives one name.
+    "layernorm": {
+        "total": "squares",
+        **{name: name for name in ("squares", "variance", "rsqrt", "rsqrt_shift")},
+    },
 }
+"""Statistics of a row that a testbench can read in the core, and whose strobe tells when."""
 WAIVERS = """// SPDX-License-Identifier: Apache-2.0
 // What `verilator --lint-only -Wall` says about Verilog written by Amaranth and cannot be said away in
 // the source. Nothing else is waived: WIDTHTRUNC, LATCH, UNOPTFLAT, MULTIDRIVEN and CASEINCOMPLETE stay.
@@ -76,7 +82,7 @@ def select(op: str, available: tuple[str, ...] = OPERATORS) -> tuple[str, ...]:
     return (op,)
 
 
-def build_unit(op: str, spec: Any, lanes: int) -> BuiltUnit:
+def build_unit(op: str, spec: Any, lanes: int, port_bits: int = 27) -> BuiltUnit:
     """Return the unit of an operator: Verilog and manifest entry."""
     pipeline: RowPipeline
     unit: AxiRowUnit
@@ -84,13 +90,16 @@ def build_unit(op: str, spec: Any, lanes: int) -> BuiltUnit:
         unit, pipeline = AxiSoftmax(spec, lanes=lanes), softmax_pipeline(spec, lanes)
         longest, in_bits, out_bits, signed = spec.max_tokens, spec.score_bits, spec.code_bits, False
     else:
-        unit, pipeline = AxiLayerNorm(spec, lanes=lanes), layernorm_pipeline(spec, lanes)
+        unit = AxiLayerNorm(spec, lanes=lanes, port_bits=port_bits)
+        pipeline = layernorm_pipeline(spec, lanes)
         longest, in_bits, out_bits, signed = spec.max_channels, spec.in_bits, spec.out_bits, True
     top = f"qvit_{op}"
     verilog = emit(unit, top)
     core = f"{top}_core"
-    if f"\nmodule {core}" not in verilog:
-        raise AssertionError(f"{top} has no module {core}")
+    assert f"\nmodule {core}" in verilog
+    for name, strobe in CORE_PROBES[op].items():
+        for probe in (f"probe_{name}", f"probe_{strobe}_valid"):
+            assert re.search(rf"(?m)^  (reg|wire) [^;]*\b{probe}\b", verilog), probe
     ports = [
         {
             "name": name,
@@ -116,6 +125,7 @@ def build_unit(op: str, spec: Any, lanes: int) -> BuiltUnit:
         "sha256": hashlib.sha256(verilog.encode()).hexdigest(),
         "spec": asdict(spec),
         "lanes": lanes,
+        "port_bits": port_bits,
         "ports": ports,
         "streams": {
             "input": {
@@ -139,10 +149,10 @@ def build_unit(op: str, spec: Any, lanes: int) -> BuiltUnit:
             {
                 "name": name,
                 "signal": f"core.probe_{name}",
-                "valid": f"core.probe_{name}_valid",
+                "valid": f"core.probe_{strobe}_valid",
                 "signed": name in spec.bounds and spec.bounds[name].signed,
             }
-            for name in CORE_PROBES[op]
+            for name, strobe in CORE_PROBES[op].items()
         ],
     }
     return BuiltUnit(entry, verilog)
@@ -256,10 +266,22 @@ def _write(out: Path, files: dict[str, str]) -> None:
         raise UserError(f"Output {str(out)!r} cannot be written: {error.strerror}.") from error
 
 
-def run(*, out: Path, bundle: Path | None = None, op: str = "all", lanes: int = 8) -> int:
-    """Write the Verilog and all that belongs to it into ``out``; return the exit status."""
+def run(
+    *,
+    out: Path,
+    bundle: Path | None = None,
+    op: str = "all",
+    lanes: int = 8,
+    port_bits: int = 27,
+) -> int:
+    """Write the Verilog and all that belongs to it into ``out``; return the exit status.
+
+    ``port_bits``: the wider port of the target's multipliers (``rtl.layernorm``).
+    """
     if isinstance(lanes, bool) or not isinstance(lanes, int) or not 1 <= lanes <= 32:
         raise UserError(f"Lanes must be from 1 to 32, not {lanes!r}.")
+    if isinstance(port_bits, bool) or not isinstance(port_bits, int) or not 18 <= port_bits <= 27:
+        raise UserError(f"Multiplier port width must be from 18 to 27, not {port_bits!r}.")
     select(op)  # an unknown operator is told before a bundle is read
     _check_out(out)
     specs = _specs(bundle)
@@ -270,7 +292,7 @@ def run(*, out: Path, bundle: Path | None = None, op: str = "all", lanes: int = 
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         for name in operators:
             task = progress.add_task(f"emit {name}, {lanes} lanes", total=1)
-            units.append(build_unit(name, specs[name], lanes))
+            units.append(build_unit(name, specs[name], lanes, port_bits))
             progress.advance(task)
     entries = [unit.entry for unit in units]
     manifest = {

@@ -362,17 +362,19 @@ class AxiSoftmax(AxiRowUnit):
 
 
 class AxiLayerNorm(AxiRowUnit):
-    """AXI top of :class:`rtl.layernorm.PtfLayerNorm`."""
+    """AXI top of :class:`rtl.layernorm.PtfLayerNorm`, which explains ``port_bits``."""
 
     operator = "layernorm"
     operator_id = 2
     title = "LayerNorm of power-of-two-factor codes"
 
-    def __init__(self, spec: LayerNormSpec, *, lanes: int, core: Any = None) -> None:
+    def __init__(
+        self, spec: LayerNormSpec, *, lanes: int, port_bits: int = 27, core: Any = None
+    ) -> None:
         if core is None:
             from rtl.layernorm import PtfLayerNorm
 
-            core = PtfLayerNorm(spec, lanes=lanes)
+            core = PtfLayerNorm(spec, lanes=lanes, port_bits=port_bits)
         super().__init__(
             core,
             field="code",

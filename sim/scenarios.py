@@ -28,6 +28,7 @@ from golden.layernorm import (
 from golden.layernorm import corner_rows as layernorm_corners
 from golden.softmax import SoftmaxParams, SoftmaxSpec, softmax, softmax_pipeline, softmax_trace
 from golden.softmax import corner_rows as softmax_corners
+from golden.witness import layernorm_witnesses, softmax_witnesses
 from sim.job import Case, Pattern, Unit
 
 __all__ = ["LENGTHS", "Operator", "Row", "back_to_back", "case_of", "operator", "scenarios"]
@@ -67,6 +68,7 @@ class Operator:
     random_params: Callable[[np.random.Generator], Any]
     params_of: Callable[[dict[int, int], int], Any]
     corners: Callable[[], list[tuple[str, Row]]]
+    witnesses: Callable[[int], list[Row]]
     masks: bool
 
 
@@ -98,6 +100,7 @@ def _softmax(spec: SoftmaxSpec) -> Operator:
         corners=lambda: [
             (n, Row(np.asarray(x, np.int64), p, mask)) for n, x, mask, p in softmax_corners(spec)
         ],
+        witnesses=lambda lanes: [Row(x, p) for _, x, p in softmax_witnesses(spec, lanes)],
         masks=True,
     )
 
@@ -150,6 +153,7 @@ def _layernorm(spec: LayerNormSpec) -> Operator:
         random_params=params,
         params_of=params_of,
         corners=lambda: [(n, Row(x, p)) for n, x, p in layernorm_corners(spec)],
+        witnesses=lambda _: [Row(x, p) for _, x, p in layernorm_witnesses(spec)],
         masks=False,
     )
 
@@ -246,6 +250,12 @@ def corners(op: Operator, lanes: int, longest: int | None = None) -> Case:
     return case_of("corners", rows, op, lanes)
 
 
+def tables(op: Operator, lanes: int) -> Case:
+    """A row for each entry of each look-up table that sees it off by one (``golden.witness``)."""
+    rows = [row for row in op.witnesses(lanes) if row.elements.size <= op.longest]
+    return case_of("tables", rows, op, lanes)
+
+
 def too_long(op: Operator, lanes: int, make: _Maker) -> Case:
     """Rows that are longer than the unit's longest: cut there, the next row is not harmed."""
     sent = [op.longest + 1, 5, op.longest + 3 * lanes, op.longest, 7 * lanes + 1, 1]
@@ -301,5 +311,5 @@ def scenarios(
     for after in (1, 2, 40, 200):
         cases.append(case_of(f"reset_after_{after}", long, op, lanes, reset_after=after))
     cases.append(too_long(op, lanes, make))
-    cases.append(corners(op, lanes, corner_length))
+    cases += [corners(op, lanes, corner_length), tables(op, lanes)]
     return cases
