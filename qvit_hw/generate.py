@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verilog of the operators with AXI ports, and everything that a project needs beside it.
 
-    python -m qvit_hw.generate [--bundle B] [--op layernorm|softmax|all] [--lanes 8] [--port-bits 27] --out DIR
+    python -m qvit_hw.generate [--bundle B] [--op layernorm|softmax|all] [--lanes 8]
+                                [--port-bits 27] --out DIR
 
 writes into DIR, for each operator, ``<top>.v`` and ``<top>.core`` (FuseSoC), and for all of them
 ``manifest.json`` (ports, widths, cycles, registers, hashes), ``registers.md`` and ``waivers.vlt``.
