@@ -88,13 +88,11 @@ endmodule
 """
 
 
-def build(
-    tools: Tools, verilog: Path, top: str, *, waves: bool = False, probes: bool = False
-) -> Simulation:
+def build(tools: Tools, verilog: Path, top: str, *, waves: bool = False) -> Simulation:
     """Return the simulator of a Verilog file, compiled now or found in the cache."""
     text = verilog.read_text(encoding="utf-8")
     library = str(cocotb_tools.config.libs_dir)
-    told = (tools.identity, library, text, top, waves, probes, _public(top), MAKE_VARIABLES)
+    told = (tools.identity, library, text, top, waves, _public(top), MAKE_VARIABLES)
     key = hashlib.sha256(repr(told).encode()).hexdigest()[:32]
     cache = cache_folder() / "simulators"
     target = cache / key
@@ -108,7 +106,7 @@ def build(
         if tools.name == "icarus":
             _build_icarus(tools, folder, top, waves)
         else:
-            _build_verilator(tools, folder, top, waves, probes)
+            _build_verilator(tools, folder, top, waves)
         (folder / "complete").touch()
         with contextlib.suppress(OSError):  # another process was faster
             folder.rename(target)
@@ -148,7 +146,7 @@ def _build_icarus(tools: Tools, folder: Path, top: str, waves: bool) -> None:
     _execute([*command, *sources], tools, folder)
 
 
-def _build_verilator(tools: Tools, folder: Path, top: str, waves: bool, probes: bool) -> None:
+def _build_verilator(tools: Tools, folder: Path, top: str, waves: bool) -> None:
     """Verilate and compile; the run-time library of Verilator is compiled once for all units."""
     (folder / "public.vlt").write_text(_public(top), encoding="utf-8")
     library = str(cocotb_tools.config.libs_dir)
@@ -156,7 +154,6 @@ def _build_verilator(tools: Tools, folder: Path, top: str, waves: bool, probes: 
     command += ["--vpi", "--prefix", "Vtop", "-o", top, "-O3", "-Wno-fatal", "-Wno-lint"]
     command += ["-LDFLAGS", f"-Wl,-rpath,{library} -L{library} -lcocotbvpi_verilator"]
     command += ["--trace"] if waves else []
-    command += ["--public-flat-rw"] if probes else []
     _execute(
         [*command, str(folder / "public.vlt"), str(PLATFORM), str(folder / f"{top}.v")],
         tools,

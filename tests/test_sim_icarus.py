@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The second opinion: the same Verilog and the same scenarios in Icarus, where unknowns are X."""
+
+import pytest
+from report_samples import make_bundle
+from sim_units import FAULTS, edit, make_unit, simulate
+
+from golden.layernorm import LayerNormSpec
+from golden.softmax import SoftmaxSpec
+from qvit_hw import cli, generate
+from sim.scenarios import back_to_back, scenarios
+
+pytestmark = pytest.mark.icarus
+
+UNITS = [
+    ("softmax", SoftmaxSpec(max_tokens=64), 4),
+    ("softmax", SoftmaxSpec(base="sqrt2", code_bits=5, max_tokens=40), 3),
+    ("layernorm", LayerNormSpec(max_channels=40), 4),
+    ("layernorm", LayerNormSpec(max_channels=24, affine="shift", in_bits=10, out_bits=6), 3),
+]
+
+
+@pytest.mark.parametrize(("op", "spec", "lanes"), UNITS, ids=lambda value: str(value)[:40])
+def test_scenarios(op, spec, lanes, tmp_path):
+    unit = make_unit(op, spec, lanes, tmp_path)
+    cases = [*scenarios(unit, rows=4, corner_length=16), back_to_back(unit, 8)]
+    simulate(unit, cases, tmp_path / "run", "icarus")
+
+
+def test_the_command_runs_it_and_sees_a_bug(tmp_path):
+    bundle = make_bundle(tmp_path / "bundle")
+    rtl = tmp_path / "rtl"
+    assert generate.run(out=rtl, bundle=bundle, op="softmax", lanes=8) == 0
+    options = ["simulate", "--bundle", bundle, "--rtl", rtl, "--op", "softmax", "--no-scenarios"]
+    options += ["--simulator", "icarus", "--out", tmp_path / "good"]
+    assert cli.invoke([*map(str, options), "--waves"]) == 0
+    assert (tmp_path / "good" / "waves" / "softmax-0.fst").stat().st_size > 1000
+    file = rtl / "qvit_softmax.v"
+    file.write_text(edit(file.read_text(), *FAULTS["softmax"]["state"]))
+    options[-1] = tmp_path / "bad"
+    assert cli.invoke([*map(str, options), "--allow-modified"]) == 1
+    assert list((tmp_path / "bad" / "waves").glob("*.fst"))
