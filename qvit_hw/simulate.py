@@ -89,6 +89,8 @@ def run(
     if simulator not in SIMULATORS:
         raise UserError(f"Simulator must be {' or '.join(SIMULATORS)}, not {simulator!r}.")
     limit = _row_limit(rows)
+    if seed < 0:
+        raise UserError(f"Seed must be at least 0, not {seed!r}.")
     if out.exists() and not out.is_dir():
         raise UserError(f"Output {str(out)!r} must be a folder, not a file.")
     loaded = load_bundle(bundle)
@@ -321,7 +323,7 @@ def _diagnose(item: _Done, tools: Tools, out: Path, seed: int) -> dict[str, Any]
     name = (case.layer or case.name).replace("/", "_")
     suffix = "vcd" if tools.name == "verilator" else "fst"
     waveform = _waves_folder(out) / f"{unit.op}-{name}-row{divergence.row}.{suffix}"
-    simulation = build(tools, unit.verilog, unit.top, waves=True, probes=True)
+    simulation = build(tools, unit.verilog, unit.top, waves=True)
     told: dict[str, Any] = {}
     for before in (0, 1):
         if before > divergence.row:
