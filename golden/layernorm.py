@@ -315,7 +315,7 @@ def layernorm_pipeline(spec: LayerNormSpec, lanes: int) -> RowPipeline:
     """Cycle model of the unit in ``rtl/layernorm.py``: one wait, for the row's statistics."""
     return RowPipeline(
         lanes=lanes,
-        waits=(20 + tree_levels(lanes),),
+        waits=(21 + tree_levels(lanes),),
         drain=14,
         max_beats=-(-spec.max_channels // lanes),
     )

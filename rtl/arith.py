@@ -20,22 +20,33 @@ def look_up(table: Sequence[int], index: Value, width: int) -> Value:
     return Array(Const(entry, width) for entry in table)[index]
 
 
-def product(m: Module, a: Value, b: Value, name: str, *, port_bits: int = CHUNK + 1) -> Value:
-    """``a * b`` in 2 cycles: one product per 17 bits of ``b``, then their sum.
+def _pieces(value: Value, port_bits: int) -> list[tuple[int, Value]]:
+    """``value`` whole if it fits a signed port, else in pieces of 17 bits; each with its position."""
+    if len(value) + (not value.shape().signed) <= port_bits:
+        return [(0, value)]
+    pieces = []
+    for start in range(0, len(value), CHUNK):
+        piece = value[start : start + CHUNK]
+        top = start + CHUNK >= len(value)
+        pieces.append((start, piece.as_signed() if top and value.shape().signed else piece))
+    return pieces
 
-    ``port_bits``: the wider port of a multiplier, sign included. A ``b`` that fits it stays whole, and
-    the second cycle is a plain register, which a DSP slice takes in.
+
+def product(m: Module, a: Value, b: Value, name: str, *, port_bits: int = CHUNK + 1) -> Value:
+    """``a * b`` in 2 cycles: products that fit one multiplier each, then their sum.
+
+    A multiplier has a port of 18 bits and one of ``port_bits``, sign included. Where one product is
+    enough the second cycle is a plain register, which a DSP slice takes in.
     """
-    chunk = len(b) if len(b) + (not b.shape().signed) <= port_bits else CHUNK
+    narrow = CHUNK + 1
+    wide_b = len(_pieces(a, narrow)) == 1
     parts = []
-    for start in range(0, len(b), chunk):
-        top = start + chunk >= len(b)
-        piece = b[start : start + chunk]
-        piece = piece.as_signed() if top and b.shape().signed else piece
-        value = a * piece
-        part = Signal(value.shape(), name=f"{name}_part_{start}")
-        m.d.sync += part.eq(value)
-        parts.append(part << start)
+    for low, left in _pieces(a, narrow if wide_b else port_bits):
+        for high, right in _pieces(b, port_bits if wide_b else narrow):
+            value = left * right
+            part = Signal(value.shape(), name=f"{name}_part_{low}_{high}")
+            m.d.sync += part.eq(value)
+            parts.append(part << low + high)
     value = sum(parts[1:], start=parts[0])
     result = Signal(value.shape(), name=name)
     m.d.sync += result.eq(value)

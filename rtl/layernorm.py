@@ -220,15 +220,15 @@ class PtfLayerNorm(wiring.Component):
         count: Signal,
         ended: Value,
     ) -> None:
-        """The row's factors, 12 cycles after its sums: D (4), leading zeros (3), R (3), CR, SR (2)."""
-        spec = self._spec
+        """The row's factors, 13 cycles after its sums: D (4), leading zeros (3), R (3), CR, SR (3)."""
+        spec, port = self._spec, {"port_bits": self._port_bits}
         bank = delayed(m, params.arriving, 6 + tree_levels(self._lanes), "arriving")
         probe_variance = Signal(spec.variance_bits)
         difference = Signal(spec.variance_bits)
         m.d.sync += [
             difference.eq(
-                product(m, count, squares, "count_squares")
-                - product(m, total, total, "total_squared")
+                product(m, count, squares, "count_squares", **port)
+                - product(m, total, total, "total_squared", **port)
             ),
             probe_variance.eq(difference + params.eps[delayed(m, bank, 3, "bank")]),
         ]
@@ -254,26 +254,26 @@ class PtfLayerNorm(wiring.Component):
         m.d.sync += probe_rsqrt_shift.eq(self._max_shift - pairs - point)
 
         factor = Signal(rows.row_in.factor.shape())
-        scaled_total = Signal(signed(len(total) + RSQRT_BITS))
         half = Signal(self._max_shift)
         m.d.sync += [
             factor.eq(delayed(m, count, 10, "count") * probe_rsqrt),
-            scaled_total.eq(delayed(m, total, 10, "total_late") * probe_rsqrt),
             half.eq((1 << probe_rsqrt_shift) >> 1),
         ]
+        total_late = delayed(m, total, 10, "total_late")
+        scaled_total = product(m, probe_rsqrt, total_late, "scaled_total", **port)
         origin = Signal(rows.row_in.origin.shape())
-        m.d.sync += origin.eq(scaled_total - half)
+        m.d.sync += origin.eq(scaled_total - delayed(m, half, 1, "half"))
         strobes = {name: Signal(name=f"{name}_valid") for name in _LATE_PROBES}
         for name, cycles in _LATE_PROBES.items():
             m.d.comb += strobes[name].eq(delayed(m, ended[1], cycles, f"{name}_ended"))
-        done = delayed(m, ended, 12, "row_done")
+        done = delayed(m, ended, 13, "row_done")
         m.d.comb += [
             rows.count.eq(done[0]),
             rows.count_last.eq(done[1]),
-            rows.row_in.factor.eq(delayed(m, factor, 1, "factor")),
+            rows.row_in.factor.eq(delayed(m, factor, 2, "factor")),
             rows.row_in.origin.eq(origin),
-            rows.row_in.shift.eq(delayed(m, probe_rsqrt_shift, 2, "row_shift")),
-            rows.row_in.bank.eq(delayed(m, bank, 12, "row_bank")),
+            rows.row_in.shift.eq(delayed(m, probe_rsqrt_shift, 3, "row_shift")),
+            rows.row_in.bank.eq(delayed(m, bank, 13, "row_bank")),
         ]
 
     def _affine(
