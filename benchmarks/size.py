@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--target", nargs="+", choices=("xcup", "ecp5"), default=["xcup", "ecp5"])
     parser.add_argument("--keep", type=Path, help="folder that keeps the tools' files")
     options = parser.parse_args()
-    console = Console()
+    console = Console(width=110)
     for target in options.target:
         table = Table(title=f"{target}, one row of N elements each ceil(N / lanes) cycles")
         for op in options.op:
@@ -142,7 +142,7 @@ def main() -> None:
                         row = (xcup if target == "xcup" else ecp5)(folder)
                 luts = row.get("LUT") or row["LUT4"]
                 row = {"unit": op, "lanes": lanes} | row
-                row["elements/cycle/LUT"] = f"{lanes / luts * 1e3:.2f}e-3"
+                row["elem/cycle/LUT"] = f"{lanes / luts * 1e3:.2f}e-3"
                 if "MHz" in row:
                     row["Melem/s/LUT4"] = f"{lanes / luts * row['MHz']:.3f}"
                 if not table.columns:
