@@ -188,8 +188,13 @@ def floats(path: Path) -> list[str]:
     return faults
 
 
-def test_golden_knows_no_float():
-    assert [fault for path in sources("golden") for fault in floats(path)] == []
+# Matrix products go through the float BLAS where every partial sum is proven to be an exact integer.
+FLOATS_ALLOWED = {"golden/matmul.py"}
+
+
+def test_golden_knows_no_float_but_in_exact_matrix_products():
+    users = [path.relative_to(ROOT).as_posix() for path in sources("golden") if floats(path)]
+    assert set(users) == FLOATS_ALLOWED
 
 
 @pytest.mark.parametrize("line", ["x = 0.5", "x = a / b", "x = float(a)", "x = np.float64(1)", "x /= 2"])
