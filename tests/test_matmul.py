@@ -77,7 +77,7 @@ def test_one_beyond_the_edge_a_float_would_round() -> None:
 
 @given(st.data())
 def test_random_products(data: st.DataObject) -> None:
-    widths = st.integers(1, 28)
+    widths = st.integers(1, 26)
     bounds = [
         Interval.of_bits(data.draw(widths) + signed, signed=signed)
         for signed in (data.draw(st.booleans()), data.draw(st.booleans()))
