@@ -83,7 +83,7 @@ def patches(images: Ints, spec: PatchEmbedSpec) -> npt.NDArray[np.uint8]:
             f"Image size must be a multiple of {size} pixels, not {height!r} x {width!r}"
         )
     rows, columns = height // size, width // size
-    cut = pixels.reshape(*lead, channels, rows, size, columns, size)
+    cut = pixels.astype(np.uint8, copy=False).reshape(*lead, channels, rows, size, columns, size)
     first = len(lead)
     order = [*range(first), first + 1, first + 3, first, first + 2, first + 4]
     return cut.transpose(order).reshape(*lead, rows * columns, channels * size * size)

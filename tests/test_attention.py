@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Golden q.k and codes.v: against unbounded Python integers, and the bound of a softmax row's weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from math import isqrt
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from golden import softmax as softmax_module
+from golden.attention import (
+    ATTEND_GRID,
+    SCORE_GRID,
+    SQRT2,
+    SQRT2_BITS,
+    AttendSpec,
+    ScoreSpec,
+    attend,
+    attend_rows,
+    attend_trace,
+    attention_scores,
+    score_rows,
+)
+from golden.requant import RequantParams
+from golden.softmax import SoftmaxParams, SoftmaxSpec, softmax, softmax_trace
+
+ONE = RequantParams(multiplier=np.array([1 << 15]), shift=np.array([20]), zero_point=0)
+
+
+def rounded(acc: int, params: RequantParams, head: int, bits: int) -> int:
+    """sat(rs(acc * M, N) + z) in unbounded integers."""
+    head %= len(params.multiplier)
+    m, n, half = int(params.multiplier[head]), int(params.shift[head]), 1 << (bits - 1)
+    return max(-half, min(half - 1, ((acc * m + ((1 << n) >> 1)) >> n) + params.zero_point))
+
+
+def scalar_scores(q: np.ndarray, k: np.ndarray, spec: ScoreSpec, params: RequantParams) -> list:
+    return [
+        [
+            [
+                rounded(sum(a * b for a, b in zip(x, y, strict=True)), params, h, spec.score_bits)
+                for y in keys
+            ]
+            for x in queries
+        ]
+        for h, (queries, keys) in enumerate(zip(q.tolist(), k.tolist(), strict=True))
+    ]
+
+
+def scalar_attend(
+    codes: np.ndarray, v: np.ndarray, spec: AttendSpec, params: RequantParams
+) -> list:
+    """The formula of the module's docstring, in unbounded integers."""
+    last = 2**spec.softmax.code_bits - 1
+    top = min(last - 1 if spec.softmax.base == "2" else (last - 1) // 2, 22)
+    heads = []
+    for h, (rows, values) in enumerate(zip(codes.tolist(), v.tolist(), strict=True)):
+        out = []
+        for row in rows:
+            line = []
+            for j in range(len(values[0])):
+                even = odd = 0
+                for c, value in zip(row, values, strict=True):
+                    if spec.softmax.base == "2":
+                        even += value[j] << (top - c) if c <= top and c != last else 0
+                    elif c != last and (c + 1) // 2 <= top:
+                        even += value[j] << (top - c // 2) if c % 2 == 0 else 0
+                        odd += value[j] << (top - (c + 1) // 2) if c % 2 else 0
+                acc = even + ((odd * SQRT2 + (1 << 14)) >> SQRT2_BITS)
+                line.append(rounded(acc, params, h, spec.out_bits))
+            out.append(line)
+        heads.append(out)
+    return heads
+
+
+# --------------------------------------------------------------------------------------- q.k
+
+SCORES = [
+    pytest.param(spec, *row, id=f"{index}: {row[0]}")
+    for index, spec in enumerate(SCORE_GRID)
+    for row in score_rows(spec)
+]
+
+
+@pytest.mark.parametrize(("spec", "name", "q", "k", "params"), SCORES)
+def test_corner_scores_equal_the_scalar_formula(spec, name, q, k, params) -> None:  # type: ignore[no-untyped-def]
+    got = attention_scores(q, k, spec, params)
+    assert got.tolist() == scalar_scores(q, k, spec, params)
+    if name == "both ends":
+        assert int((q @ k.swapaxes(-1, -2)).max()) == spec.bounds["acc"].high
+        low, high = spec.bounds["input"].low, spec.bounds["input"].high
+        assert spec.bounds["acc"].low == spec.head_dim * low * high
+
+
+@given(st.data())
+def test_random_scores_equal_the_scalar_formula(data: st.DataObject) -> None:
+    spec, seed = data.draw(st.sampled_from(SCORE_GRID)), data.draw(st.integers(0, 1 << 32))
+    rng, code = np.random.default_rng(seed), spec.bounds["input"]
+    d, heads = data.draw(st.integers(1, min(spec.head_dim, 12))), data.draw(st.integers(1, 3))
+    q = rng.integers(code.low, code.high, (heads, 2, d), endpoint=True)
+    k = rng.integers(code.low, code.high, (heads, 3, d), endpoint=True)
+    channels = data.draw(st.sampled_from((1, heads)))
+    params = RequantParams(
+        multiplier=rng.integers(1 << 15, 1 << 16, channels),
+        shift=rng.integers(0, 30, channels),
+        zero_point=0,
+    )
+    assert attention_scores(q, k, spec, params).tolist() == scalar_scores(q, k, spec, params)
+
+
+def test_scores_of_a_batch() -> None:
+    rng = np.random.default_rng(0)
+    q, k = rng.integers(-128, 128, (2, 3, 4, 5, 8)).astype(np.int8)
+    params = RequantParams(
+        multiplier=np.array([32768, 40000, 50000, 65535]), shift=np.full(4, 17), zero_point=0
+    )
+    whole = attention_scores(q, k, ScoreSpec(), params)
+    assert whole.shape == (3, 4, 5, 5)
+    assert whole[1].tolist() == scalar_scores(q[1], k[1], ScoreSpec(), params)
+
+
+def test_score_errors() -> None:
+    spec, good = ScoreSpec(), np.zeros((1, 2, 64), np.int8)
+    for fields, message in (
+        ({"head_dim": 0}, r"^Head dimension must be from 1 to 512, not 0$"),
+        ({"bits": 9}, r"^Input width must be from 4 to 8, not 9$"),
+        ({"score_bits": 7}, r"^Score width must be from 8 to 16, not 7$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ScoreSpec(**fields)
+    with pytest.raises(TypeError, match=r"^Queries must be an array of integers, not float64$"):
+        attention_scores(np.zeros((1, 2, 3)), good, spec, ONE)  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=r"^Keys must be \[\.\.\., heads, tokens, channels\], not "
+    ):
+        attention_scores(good, good[0], spec, ONE)
+    with pytest.raises(ValueError, match=r"^Keys must be from -128 to 127, not 200 to 200$"):
+        attention_scores(good, np.full((1, 2, 64), 200), spec, ONE)
+    with pytest.raises(ValueError, match=r"^Keys must have 64 channels, not 63$"):
+        attention_scores(good, good[..., 1:], spec, ONE)
+    with pytest.raises(ValueError, match=r"^Head dimension must be from 1 to 64, not 65$"):
+        attention_scores(np.zeros((1, 2, 65), int), good, spec, ONE)
+    with pytest.raises(ValueError, match=r"^Zero point of scores must be 0, not 3$"):
+        attention_scores(good, good, spec, replace(ONE, zero_point=3))
+
+
+# --------------------------------------------------------------------------------------- codes.v
+
+ATTENDS = [
+    pytest.param(spec, *row, id=f"{index}: {row[0]}")
+    for index, spec in enumerate(ATTEND_GRID)
+    for row in attend_rows(spec)
+]
+
+
+@pytest.mark.parametrize(("spec", "name", "codes", "v", "params"), ATTENDS)
+def test_corner_rows_equal_the_scalar_formula(spec, name, codes, v, params) -> None:  # type: ignore[no-untyped-def]
+    trace = attend_trace(codes, v, spec, params)
+    assert trace.code.tolist() == scalar_attend(codes, v, spec, params)
+    for part, bound in spec.bounds.items():
+        if hasattr(trace, part):
+            assert bound.holds(getattr(trace, part)), part
+    assert spec.bounds["product"].holds(trace.odd * SQRT2)
+
+
+@given(st.data())
+def test_random_rows_equal_the_scalar_formula(data: st.DataObject) -> None:
+    spec = replace(data.draw(st.sampled_from(ATTEND_GRID[:4])), codes="any")
+    spec = replace(spec, softmax=replace(spec.softmax, max_tokens=64))
+    rng = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
+    count, value = data.draw(st.integers(1, 20)), spec.bounds["value"]
+    codes = rng.integers(0, spec.softmax.last_code, (2, 2, count), endpoint=True)
+    v = rng.integers(value.low, value.high, (2, count, 2), endpoint=True)
+    params = RequantParams(
+        multiplier=rng.integers(1 << 15, 1 << 16, 2), shift=rng.integers(25, 40, 2), zero_point=5
+    )
+    assert attend(codes, v, spec, params).tolist() == scalar_attend(codes, v, spec, params)
+
+
+@pytest.mark.parametrize("spec", [spec for spec in ATTEND_GRID if spec.codes == "any"])
+def test_any_codes_reach_the_bounds_exactly(spec: AttendSpec) -> None:
+    count, value = spec.softmax.max_tokens, spec.bounds["value"]
+    v = np.empty((1, count, 2), int)
+    v[..., 0], v[..., 1] = value.low, value.high
+    zero = attend_trace(np.zeros((1, 1, count), int), v, spec, ONE)
+    for part in ("even", "acc"):
+        bound = spec.bounds[part]
+        assert getattr(zero, part).ravel().tolist() == [bound.low, bound.high]
+    if spec.softmax.base == "sqrt2":
+        one = attend_trace(np.ones((1, 1, count), int), v, spec, ONE)
+        assert one.odd.ravel().tolist() == [spec.bounds["odd"].low, spec.bounds["odd"].high]
+        assert int((one.odd * SQRT2).min()) == spec.bounds["product"].low
+
+
+def weight_of(codes: np.ndarray, spec: AttendSpec) -> Fraction:
+    """An upper bound of the sum of 2**-code or 2**(-code/2), the last code 0, at most 2**-40 above it."""
+    per, point = spec.per_octave, 60
+    root = Fraction(isqrt(2 << (2 * point)) + 1, 1 << point)
+    count = np.bincount(codes.ravel(), minlength=spec.softmax.last_code + 1)
+    return sum(
+        (
+            int(n) * Fraction(1, 1 << -(-code // per)) * (root if per == 2 and code % 2 else 1)
+            for code, n in enumerate(count[: spec.softmax.last_code])
+        ),
+        Fraction(0),
+    )
+
+
+SOFT = [spec for spec in ATTEND_GRID if spec.codes == "softmax"] + [
+    AttendSpec(softmax=unit) for unit in softmax_module.SPEC_GRID
+]
+
+
+@pytest.mark.parametrize("spec", SOFT)
+def test_the_weights_of_softmax_rows_stay_below_the_bound(spec: AttendSpec) -> None:
+    unit, worst = spec.softmax, Fraction(0)
+    for _, scores, mask, params in softmax_module.corner_rows(unit):
+        worst = max(worst, weight_of(softmax(scores, unit, params, mask), spec))
+    finest, step = SoftmaxParams(frac=unit.frac_bits), 1 << unit.frac_bits
+    top = unit.bounds["score"].high
+    low = unit.bounds["score"].low
+    # One maximum and n elements d below it: the total passes every threshold of the codes.
+    for distance in {
+        o * step + part for o in range(1, unit.exp_bits + 1) for part in (0, 1, step - 1)
+    }:
+        if top - distance < low:
+            continue
+        for count in {1 << p for p in range(12)} | {isqrt(2 << 2 * p) - 1 for p in range(2, 12)}:
+            row = np.full(min(count, unit.max_tokens), top - distance)
+            row[0] = top
+            for fewer in (0, row.size // 2, row.size * 3 // 5, row.size * 5 // 6):
+                codes = softmax(row[: row.size - fewer], unit, finest)
+                worst = max(worst, weight_of(codes, spec))
+    assert worst < spec.row_weight
+    assert worst > spec.row_weight * Fraction(3, 4), "the bound is loose"
+
+
+@given(st.integers(0, 1 << 32), st.integers(0, 7), st.sampled_from(SOFT))
+def test_the_weights_of_random_rows_stay_below_the_bound(
+    seed: int, width: int, spec: AttendSpec
+) -> None:
+    unit, rng = spec.softmax, np.random.default_rng(seed)
+    bound = unit.bounds["score"]
+    count = int(rng.integers(1, unit.max_tokens, endpoint=True))
+    scores = np.clip(rng.normal(0, 1 << width, count), bound.low, bound.high).astype(int)
+    assert (
+        weight_of(softmax(scores, unit, SoftmaxParams(frac=unit.frac_bits)), spec) < spec.row_weight
+    )
+
+
+def test_the_default_row_weighs_less_than_one_and_a_half_and_the_worst_is_near() -> None:
+    spec = AttendSpec()
+    assert spec.row_weight < Fraction(3, 2) and spec.bounds["acc"].bits == 23
+    assert spec.bounds["acc"].high < 1 << 24  # float32 is exact: see golden.matmul
+    # Distances of whole octaves lose nothing in the table, and L just below one half rounds all up.
+    row = np.full(212, -9 * 16)
+    row[0] = 0
+    assert weight_of(softmax(row, spec.softmax, SoftmaxParams(frac=4)), spec) > Fraction(141, 100)
+
+
+@pytest.mark.parametrize("base", ["2", "sqrt2"])
+def test_attention_from_scores_to_output_equals_exact_weights(base: str) -> None:
+    """Codes of random scores, then the sum of 2**-code * v by rational numbers."""
+    rng = np.random.default_rng(4)
+    unit = SoftmaxSpec(code_bits=4 if base == "2" else 5, base=base)  # type: ignore[arg-type]
+    spec = AttendSpec(softmax=unit)
+    scores, v = rng.integers(-300, 300, (2, 8, 197)), rng.integers(-128, 128, (2, 197, 4))
+    codes = softmax_trace(scores, unit, SoftmaxParams(frac=4)).code
+    trace = attend_trace(codes, v, spec, ONE)
+    weight = np.where(codes == unit.last_code, 0, np.exp2(-codes.astype(float) / spec.per_octave))
+    assert np.abs(trace.acc - (weight @ v) * (1 << spec.top)).max() < 8
+
+
+def test_the_root_of_two_is_the_nearest() -> None:
+    assert isqrt(2 << (2 * SQRT2_BITS + 2)) in (2 * SQRT2, 2 * SQRT2 - 1)
+    assert 1 << 15 <= SQRT2 < 1 << 16
+
+
+def test_the_deepest_octave() -> None:
+    tops = {
+        (base, bits): AttendSpec(softmax=SoftmaxSpec(base=base, code_bits=bits)).top  # type: ignore[arg-type]
+        for base in ("2", "sqrt2")
+        for bits in (3, 4, 5, 6)
+    }
+    assert list(tops.values()) == [6, 14, 22, 22, 3, 7, 15, 22]
+    assert AttendSpec().shifts == (*range(14, -1, -1), None)
+    deep = AttendSpec(softmax=SoftmaxSpec(code_bits=5)).shifts
+    assert deep[21:24] == (1, 0, None) and len(deep) == 32
+    odd = AttendSpec(softmax=SoftmaxSpec(base="sqrt2", code_bits=3)).shifts
+    assert odd == (3, 2, 2, 1, 1, 0, 0, None)
+
+
+def test_attend_errors() -> None:
+    spec = AttendSpec(softmax=SoftmaxSpec(max_tokens=8))
+    codes, v = np.full((1, 2, 8), 3), np.zeros((1, 8, 4), np.int8)
+    with pytest.raises(TypeError, match=r"^Softmax must be a SoftmaxSpec, not 4$"):
+        AttendSpec(softmax=4)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^Codes must be 'softmax' or 'any', not 'some'$"):
+        AttendSpec(codes="some")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^Value width must be from 4 to 8, not 3$"):
+        AttendSpec(value_bits=3)
+    with pytest.raises(ValueError, match=r"^Output width must be from 3 to 16, not 17$"):
+        AttendSpec(out_bits=17)
+    with pytest.raises(ValueError, match=r"^Accumulator width must be at most 40, not 42: use "):
+        AttendSpec(codes="any", softmax=SoftmaxSpec(code_bits=6, max_tokens=4096))
+    with pytest.raises(TypeError, match=r"^Codes must be an array of integers, not float64$"):
+        attend(codes * 1.0, v, spec, ONE)
+    with pytest.raises(ValueError, match=r"^Codes must be from 0 to 15, not 16 to 16$"):
+        attend(np.full((1, 2, 8), 16), v, spec, ONE)
+    with pytest.raises(ValueError, match=r"^Values must be from -128 to 127, not 128 to 128$"):
+        attend(codes, np.full((1, 8, 4), 128), spec, ONE)
+    with pytest.raises(ValueError, match=r"^Values must have 8 tokens, not 7$"):
+        attend(codes, v[:, 1:], spec, ONE)
+    with pytest.raises(ValueError, match=r"^Row length must be from 1 to 8, not 9$"):
+        attend(np.full((1, 2, 9), 4), v, spec, ONE)
+    with pytest.raises(
+        ValueError, match=r"^Codes must be a softmax's, with weights of at most \d+ in"
+    ):
+        attend(np.zeros((1, 1, 8), int), v, spec, ONE)
+    both = AttendSpec(softmax=SoftmaxSpec(base="sqrt2", code_bits=5))
+    mixed = np.array([[[0, 1]]])
+    with pytest.raises(
+        ValueError, match=r"^Codes must be a softmax's, not lead to accumulators from "
+    ):
+        attend(mixed, np.full((1, 2, 1), 127), both, ONE)
