@@ -39,7 +39,8 @@ MAKE_VARIABLES = (
     # The wheel leaves the precompiled-header flag of gcc empty.
     "CFG_CXXFLAGS_PCH_I=-include",
     "CFG_GCH_IF_CLANG=",
-    "OPT_FAST=-O2",
+    # -O1 compiles in two thirds of the time of -O2 and runs as fast: most of the time is Python's.
+    "OPT_FAST=-O1",
     "OPT_GLOBAL=-O2",
 )
 

@@ -38,6 +38,7 @@ LENGTHS = (1, 49, 197, 257, 577)
 PLAIN_LENGTH = 197
 SHARES = (0.1, 0.5, 0.9)
 BURST = 24
+EXTREMES = ("largest variance", "one hot", "uniform")
 TOO_LONG = 1
 """Status bit: a row was too long."""
 
@@ -55,7 +56,8 @@ class Row:
 class Operator:
     """What a scenario needs to know about an operator.
 
-    trace gives the intermediate values of a row; params_of the parameters that words have written.
+    trace gives the intermediate values of a row; random_params parameters for rows of up to so many
+    elements; params_of the parameters that words have written.
     """
 
     spec: Any
@@ -65,7 +67,7 @@ class Operator:
     pipeline: Callable[[int], RowPipeline]
     golden: Callable[[Row], npt.NDArray[np.int64]]
     trace: Callable[[Row], Any]
-    random_params: Callable[[np.random.Generator], Any]
+    random_params: Callable[[np.random.Generator, int], Any]
     params_of: Callable[[dict[int, int], int], Any]
     corners: Callable[[], list[tuple[str, Row]]]
     witnesses: Callable[[int], list[Row]]
@@ -82,7 +84,7 @@ def operator(op: str, spec: dict[str, Any]) -> Operator:
 
 
 def _softmax(spec: SoftmaxSpec) -> Operator:
-    def params(rng: np.random.Generator) -> SoftmaxParams:
+    def params(rng: np.random.Generator, _: int) -> SoftmaxParams:
         low = max(0, spec.frac_bits - 3)
         return SoftmaxParams(frac=int(rng.integers(low, spec.frac_bits, endpoint=True)))
 
@@ -106,8 +108,8 @@ def _softmax(spec: SoftmaxSpec) -> Operator:
 
 
 def _layernorm(spec: LayerNormSpec) -> Operator:
-    def params(rng: np.random.Generator) -> LayerNormParams:
-        count, gain = spec.max_channels, spec.gain_range
+    def params(rng: np.random.Generator, count: int) -> LayerNormParams:
+        gain = spec.gain_range
         half = 1 << (spec.output_shift + spec.out_bits - 3)
         return LayerNormParams(
             zero_point=int(rng.integers(-(1 << (spec.in_bits - 1)), 1 << (spec.in_bits - 1))),
@@ -207,11 +209,15 @@ def predict(op: Operator, lanes: int, lengths: npt.NDArray[np.int64]) -> npt.NDA
 
 
 class _Maker:
-    """Makes random rows of an operator."""
+    """Makes random rows of an operator, of up to ``longest`` elements."""
 
-    def __init__(self, op: Operator, seed: int) -> None:
+    def __init__(self, op: Operator, seed: int, longest: int = max(LENGTHS)) -> None:
         self.op, self.rng = op, np.random.default_rng(seed)
-        self.params = op.random_params(self.rng)
+        self.longest = min(longest, op.longest)
+        self.params = self.new_params()
+
+    def new_params(self) -> Any:
+        return self.op.random_params(self.rng, self.longest)
 
     def row(self, length: int, params: Any = None) -> Row:
         op, rng = self.op, self.rng
@@ -241,12 +247,22 @@ def back_to_back(
     """Rows of one length without a pause: takes count * ceil(length / lanes) + latency cycles."""
     op = operator(unit.op, unit.spec)
     length = min(length, op.longest)
-    return case_of("back_to_back", _Maker(op, seed).rows([length] * count), op, unit.lanes)
+    return case_of("back_to_back", _Maker(op, seed, length).rows([length] * count), op, unit.lanes)
 
 
 def corners(op: Operator, lanes: int, longest: int | None = None) -> Case:
-    """Every corner row of golden (those up to ``longest``), parameters changing row by row."""
-    rows = [row for _, row in op.corners() if longest is None or row.elements.size <= longest]
+    """The corner rows of golden, parameters changing row by row.
+
+    Those up to ``longest`` elements, and the extremes of the spec's longest row, which fill the
+    accumulators.
+    """
+    rows = [
+        row
+        for name, row in op.corners()
+        if longest is None
+        or row.elements.size <= longest
+        or (row.elements.size == op.longest and name.startswith(EXTREMES))
+    ]
     return case_of("corners", rows, op, lanes)
 
 
@@ -256,8 +272,9 @@ def tables(op: Operator, lanes: int) -> Case:
     return case_of("tables", rows, op, lanes)
 
 
-def too_long(op: Operator, lanes: int, make: _Maker) -> Case:
+def too_long(op: Operator, lanes: int, seed: int) -> Case:
     """Rows that are longer than the unit's longest: cut there, the next row is not harmed."""
+    make = _Maker(op, seed, op.longest)
     sent = [op.longest + 1, 5, op.longest + 3 * lanes, op.longest, 7 * lanes + 1, 1]
     sent = [n if i != 4 else min(n, op.longest) for i, n in enumerate(sent)]
     sent[1] = min(sent[1], op.longest)
@@ -299,7 +316,7 @@ def scenarios(
 
     changing = []
     for index in range(max(4, rows // 2)):
-        params = op.random_params(make.rng)
+        params = make.new_params()
         length = int(make.rng.choice([1, lanes + 1, 49, PLAIN_LENGTH]))
         changing += [make.row(min(length, op.longest), params) for _ in range(1 + index % 3)]
     cases.append(case_of("params_change", changing, op, lanes))
@@ -310,6 +327,6 @@ def scenarios(
     long = [*make.rows([min(577, op.longest)]), *mixed[:few]]
     for after in (1, 2, 40, 200):
         cases.append(case_of(f"reset_after_{after}", long, op, lanes, reset_after=after))
-    cases.append(too_long(op, lanes, make))
+    cases.append(too_long(op, lanes, seed))
     cases += [corners(op, lanes, corner_length), tables(op, lanes)]
     return cases

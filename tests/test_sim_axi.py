@@ -27,7 +27,7 @@ def unit(request, tmp_path_factory):
 def job_folder(unit, folder, lengths):
     op = operator(unit.op, unit.spec)
     rng = np.random.default_rng(3)
-    params = op.random_params(rng)
+    params = op.random_params(rng, op.longest)
     rows = [Row(rng.integers(op.low, op.high, n, endpoint=True), params) for n in lengths]
     folder.mkdir()
     Job(unit, [case_of("rows", rows, op, unit.lanes)]).write(folder)

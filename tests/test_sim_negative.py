@@ -28,7 +28,7 @@ def bundle(tmp_path_factory):
 @pytest.fixture(scope="module")
 def rtl(bundle, tmp_path_factory):
     out = tmp_path_factory.mktemp("rtl") / "rtl"
-    assert generate.run(out=out, bundle=bundle, lanes=8) == 0
+    assert generate.run(out=out, bundle=bundle, lanes=2) == 0
     return out
 
 
