@@ -29,7 +29,7 @@ def test_the_grid_is_covered():
 def test_scenarios(spec, lanes, tmp_path):
     unit = make_unit("layernorm", spec, lanes, tmp_path)
     longest = spec.max_channels
-    cases = scenarios(unit, rows=10, corner_length=None if longest < 1000 else 600)
+    cases = scenarios(unit, rows=10, corner_length=None if longest < 500 else 300)
     if longest >= 197:
         cases.append(back_to_back(unit, 64, 197))
         told = cases[-1].timing
