@@ -15,14 +15,14 @@ with v symmetric, codes c of that softmax, top = T the deepest octave that count
 
 SQRT2 has 16 bits and multiplies once per output. The last code means exactly zero and is skipped, as are
 codes deeper than T = 22 octaves, which only codes of 5 and more bits to base 2 and of 6 bits to base
-sqrt 2 have: a weight of 2**-22 and less. Codes of 4 bits to base 2 (T = 14) and of 5 bits to base sqrt 2
+sqrt 2 have: weights below 2**-22. Codes of 4 bits to base 2 (T = 14) and of 5 bits to base sqrt 2
 (T = 15) lose nothing.
 
 How wide is acc? For arbitrary codes N * max|v| << T. Codes of one row of golden.softmax weigh less:
 
 **The weights of a row sum to less than g * (1 + delta) + lambda** with g = 2**(1/2) (base 2) or 2**(1/4)
-(base sqrt 2), delta = 2**-(log_index_bits + 1), lambda = (N - 1) * 2**-(W - 1). For the default spec that is 1.479, below 1.5.
-Proof, in golden.softmax's notation, F fraction bits, s = the code shift:
+(base sqrt 2), delta = 2**-(log_index_bits + 1), lambda = (N - 1) * 2**-(W - 1): 1.479 for the
+default spec, below 1.5. Proof, in golden.softmax's notation, F fraction bits, s = the code shift:
 
 1. A code that is not the last has ``code << s >= L + d_i - 2**(s-1) + 1`` (floor of a sum with one half),
    and the table floors: ``L + 1 > 2**F * log2(S'')``, S'' being the middle of the segment of the table
