@@ -22,7 +22,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors.numpy import save
 
 from qvit_hw.bundle import Bundle, Layer, load_bundle
+from qvit_hw.diagnosis import diagnose, waveform_path
 from qvit_hw.errors import MissingTool, UserError
 from qvit_hw.generate import select
 from qvit_hw.rtl_folder import load_rtl
 from sim.compare import Comparison, compare
 from sim.job import Case, Job, Outcome, Unit
 from sim.runner import RunFailed, Simulation, build, run_job
-from sim.scenarios import Operator, Row, case_of, operator, scenarios
+from sim.scenarios import Row, case_of, operator, scenarios
 from sim.tools import SIMULATORS, ToolMissing, Tools, find
 
 __all__ = ["DEFAULT_ROWS", "run"]
@@ -202,8 +203,7 @@ def _simulate(
             unit = job[0].unit
             total = sum(_beats(task.case, unit.lanes) for task in job)
             mine = progress.add_task(f"{tools.name}: {unit.op}", total=total)
-            suffix = "vcd" if tools.name == "verilator" else "fst"
-            waveform = _waves_folder(out) / f"{unit.op}-{number}.{suffix}" if waves else None
+            waveform = waveform_path(out, f"{unit.op}-{number}", tools) if waves else None
             ran = run_job(
                 built[unit.top],
                 Job(unit, [task.case for task in job], seed),
@@ -225,12 +225,6 @@ def _judge(task: _Task, outcome: Outcome, fault: str | None) -> _Done:
     return _Done(task, outcome, found, found.fault or outcome.error or fault)
 
 
-def _waves_folder(out: Path) -> Path:
-    folder = out / "waves"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
 def _entries(done: list[_Done], tools: Tools, out: Path, seed: int) -> list[dict[str, Any]]:
     """The runs as results.json has them."""
     looked: dict[str, int] = {}
@@ -246,7 +240,16 @@ def _entries(done: list[_Done], tools: Tools, out: Path, seed: int) -> list[dict
                 "waveform": None,
             }
             if looked[top] <= DIAGNOSED:
-                entry["divergence"] |= _diagnose(item, tools, out, seed)
+                layer = item.task.layer
+                entry["divergence"] |= diagnose(
+                    item.task.unit,
+                    item.task.case,
+                    item.found.divergence.row,
+                    None if layer is None else layer.params,
+                    tools,
+                    out,
+                    seed,
+                )
         entries.append(entry)
     return entries
 
@@ -306,90 +309,6 @@ def _against_float(layer: Layer, codes: npt.NDArray[np.int64]) -> dict[str, Any]
         "float_max_difference": int(np.abs(rtl - rounded).max()),
         "sqnr_db": 10 * float(np.log10(power / noise)) if power > 0 and noise > 0 else None,
     }
-
-
-def _row_of(case: Case, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
-    """Elements and mask of a row, as long as the unit takes it."""
-    start = int(case.lengths[:index].sum())
-    part = slice(start, start + int(case.received[index]))
-    return case.elements[part], None if case.mask is None else case.mask[part]
-
-
-def _diagnose(item: _Done, tools: Tools, out: Path, seed: int) -> dict[str, Any]:
-    """Run the diverging row again, on its own, with a waveform and both sides' statistics."""
-    task, divergence = item.task, item.found.divergence
-    assert divergence is not None
-    unit, case = task.unit, task.case
-    name = (case.layer or case.name).replace("/", "_")
-    suffix = "vcd" if tools.name == "verilator" else "fst"
-    waveform = _waves_folder(out) / f"{unit.op}-{name}-row{divergence.row}.{suffix}"
-    simulation = build(tools, unit.verilog, unit.top, waves=True)
-    told: dict[str, Any] = {}
-    for before in (0, 1):
-        if before > divergence.row:
-            break
-        part = _part(case, divergence.row - before, divergence.row)
-        with tempfile.TemporaryDirectory(prefix="qvit-") as work:
-            job = Job(unit, [part], seed)
-            outcome, fault = run_job(simulation, job, Path(work), waveform=waveform)[0]
-        if before and fault is None:
-            break  # right again: what the row did alone is as good
-        told = {
-            "intermediates": _intermediates(unit, part, outcome, task),
-            "waveform": waveform.relative_to(out).as_posix(),
-        }
-        if fault is not None:
-            break
-    return told
-
-
-def _part(case: Case, first: int, last: int) -> Case:
-    """The case of rows ``first`` to ``last`` with the parameters that they had."""
-    rows = [_row_of(case, index) for index in range(first, last + 1)]
-    params = [
-        (max(row - first, 0), words)
-        for number, (row, words) in enumerate(case.params)
-        if row <= last and (number + 1 == len(case.params) or case.params[number + 1][0] > first)
-    ]
-    ends = np.cumsum(case.received)
-    begin = int(ends[first] - case.received[first])
-    return replace(
-        case,
-        lengths=case.received[first : last + 1],
-        out_lengths=None,
-        elements=np.concatenate([elements for elements, _ in rows]),
-        mask=None if case.mask is None else np.concatenate([mask for _, mask in rows]),
-        expected=case.expected[begin : int(ends[last])],
-        params=params,
-        reset_after=0,
-        timing=None,
-        status=0,
-        probes=True,
-    )
-
-
-def _intermediates(
-    unit: Unit, part: Case, outcome: Outcome, task: _Task
-) -> list[dict[str, Any]]:
-    """Statistics of the part's last row: golden's trace beside the unit's registers."""
-    op = operator(unit.op, unit.spec)
-    trace = _trace(op, part, task)
-    found = []
-    for probe in unit.probes:
-        seen = outcome.probes.get(probe["name"], [])
-        rtl = seen[len(part.lengths) - 1] if len(seen) >= len(part.lengths) else None
-        golden = int(getattr(trace, probe["name"]).reshape(-1)[0])
-        found.append(
-            {"name": probe["name"], "golden": golden, "rtl": rtl, "equal": golden == rtl}
-        )
-    return found
-
-
-def _trace(op: Operator, part: Case, task: _Task) -> Any:
-    elements, mask = _row_of(part, len(part.lengths) - 1)
-    words = dict(part.params[-1][1])
-    params = task.layer.params if task.layer is not None else op.params_of(words, elements.size)
-    return op.trace(Row(elements, params, mask))
 
 
 def _write(
