@@ -121,9 +121,10 @@ class Bench:
             if row == 0:
                 await self.set_params(words)
             else:
-                gates[beats.starts[row]] = partial(self.set_params, words)
+                at = beats.starts[row - 1] + 1 if case.params_early else beats.starts[row]
+                gates[at] = partial(self.set_params, words)
         for prefix, user in (("s_axis", unit.has_mask), ("m_axis", False)):
-            if case.stall_in.share or case.stall_out.share:
+            if case.stall_in.share or case.stall_out.share or case.ready_late:
                 checker = StabilityChecker(dut, dut.aclk, prefix, user)
                 cocotb.start_soon(checker.watch())
         if case.probes:
@@ -132,7 +133,8 @@ class Bench:
         cocotb.start_soon(report())
         sending = cocotb.start_soon(self.source.send(beats, stalls(case.stall_in, rng), gates))
         expected = int((-(-case.received // unit.lanes)).sum())
-        await self.sink.receive(expected, stalls(case.stall_out, rng), SILENT_LIMIT)
+        pauses = stalls(case.stall_out, rng)
+        await self.sink.receive(expected, pauses, SILENT_LIMIT, late=case.ready_late)
         await sending
         await self.sink.expect_silence(200)
         await self._check_registers(case)

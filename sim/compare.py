@@ -32,19 +32,25 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Elements compared, how many differ or never came, by how much, and the first of them."""
+    """Elements compared, how many differ or never came, by how much, and the first of them.
+
+    framing: the first of them has the right value in a beat whose tkeep or tlast is wrong.
+    """
 
     elements: int
     mismatches: int
     max_difference: int
     divergence: Divergence | None
     timing_fault: str | None
+    framing: bool = False
 
     @property
     def fault(self) -> str | None:
         """What is wrong, in one line; None if nothing is."""
         if self.divergence is not None:
-            return f"{self.mismatches} of {self.elements} elements differ; first: {self.divergence}"
+            framing = ", but tkeep or tlast of its beat is wrong" if self.framing else ""
+            found = f"{self.mismatches} of {self.elements} elements differ"
+            return f"{found}; first: {self.divergence}{framing}"
         return self.timing_fault
 
 
@@ -55,7 +61,7 @@ def compare(case: Case, outcome: Outcome, lanes: int) -> Comparison:
     difference = np.abs(outcome.codes.astype(np.int64) - expected.astype(np.int64))
     wrong = np.ones(total, dtype=bool)
     wrong[:came] = (difference != 0) | ~outcome.framed
-    divergence = None
+    divergence, framing = None, False
     if wrong.any():
         at = int(wrong.argmax())
         ends = np.cumsum(case.received)
@@ -66,6 +72,7 @@ def compare(case: Case, outcome: Outcome, lanes: int) -> Comparison:
         cycles = outcome.beat_cycles
         cycle = int(cycles[beat]) if beat < cycles.size else int(cycles[-1]) if cycles.size else 0
         rtl = int(outcome.codes[at]) if at < came else None
+        framing = at < came and not difference[at]
         divergence = Divergence(row, column, cycle, int(case.expected[at]), rtl)
     return Comparison(
         elements=total,
@@ -73,10 +80,13 @@ def compare(case: Case, outcome: Outcome, lanes: int) -> Comparison:
         max_difference=int(difference.max()) if came else 0,
         divergence=divergence,
         timing_fault=_timing_fault(case, outcome),
+        framing=framing,
     )
 
 
 def _timing_fault(case: Case, outcome: Outcome) -> str | None:
+    if case.must_refuse and not outcome.stall_in_cycles:
+        return "the input was never refused, though more was sent than the unit can hold"
     if case.timing is None or np.array_equal(case.timing, outcome.timing):
         return None
     rows = min(len(case.timing), len(outcome.timing))

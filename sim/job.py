@@ -80,6 +80,9 @@ class Case:
     reset_after: beats that are sent, and then forgotten by a reset, before the case begins.
     timing: first_in, last_in, first_out, last_out of each row, if they are known.
     status: what the status register must hold at the end.
+    params_early: parameters are written behind the first beat of the row before, which keeps its own.
+    must_refuse: the case is meant to fill the unit: its input must be refused at least once.
+    ready_late: the output is accepted only once it has been offered, as AXI allows.
     """
 
     name: str
@@ -94,6 +97,9 @@ class Case:
     reset_after: int = 0
     timing: npt.NDArray[np.int64] | None = None
     status: int = 0
+    params_early: bool = False
+    must_refuse: bool = False
+    ready_late: bool = False
     probes: bool = False
     layer: str | None = None
 

@@ -184,7 +184,8 @@ def case_of(name: str, rows: Sequence[Row], op: Operator, lanes: int, **changes:
         mask=mask,
     )
     case = replace(case, **changes)
-    if not case.stall_in.share and not case.stall_out.share and len(params) == 1:
+    stalled = case.stall_in.share or case.stall_out.share or case.ready_late
+    if not stalled and len(params) == 1:
         case.timing = predict(op, lanes, lengths)
     return case
 
@@ -272,6 +273,36 @@ def tables(op: Operator, lanes: int) -> Case:
     return case_of("tables", rows, op, lanes)
 
 
+def buffer_full(op: Operator, lanes: int, seed: int) -> Case:
+    """More rows than the unit's buffers hold, against an output that is hardly ever taken."""
+    pipeline = op.pipeline(lanes)
+    length = min(PLAIN_LENGTH, op.longest)
+    ring = 1 << (pipeline.max_beats + pipeline.slack - 1).bit_length()
+    rows = -(-3 * ring * len(pipeline.waits) // (2 * pipeline.beats(length)))
+    sent = _Maker(op, seed, length).rows([length] * rows)
+    return case_of("buffer_full", sent, op, lanes, stall_out=Pattern(0.9), must_refuse=True)
+
+
+def params_overlap(op: Operator, lanes: int, seed: int) -> Case:
+    """Parameters that change again while rows of the change before last are still under way."""
+    length = min(PLAIN_LENGTH, op.longest)
+    rows: list[Row] = []
+    for turn in range(2):
+        make = _Maker(op, seed + turn, length)
+        rows += make.rows([length] * 10)
+        for _ in range(2):
+            short = _Maker(op, seed + len(rows), 1)
+            rows += short.rows([1])
+    return case_of("params_overlap", rows, op, lanes, stall_out=Pattern(0.9))
+
+
+def params_early(op: Operator, lanes: int, seed: int) -> Case:
+    """Parameters that change in the middle of a row, which keeps those of its first beat."""
+    length = min(5 * lanes, op.longest)
+    rows = [_Maker(op, seed + turn, length).row(length) for turn in range(8)]
+    return case_of("params_early", rows, op, lanes, params_early=True)
+
+
 def too_long(op: Operator, lanes: int, seed: int) -> Case:
     """Rows that are longer than the unit's longest: cut there, the next row is not harmed."""
     make = _Maker(op, seed, op.longest)
@@ -327,6 +358,10 @@ def scenarios(
     long = [*make.rows([min(577, op.longest)]), *mixed[:few]]
     for after in (1, 2, 40, 200):
         cases.append(case_of(f"reset_after_{after}", long, op, lanes, reset_after=after))
+    cases += [params_overlap(op, lanes, seed), buffer_full(op, lanes, seed)]
+    if op.longest > lanes:
+        cases.append(params_early(op, lanes, seed))
+    cases.append(case_of("ready_late", mixed[:few], op, lanes, ready_late=True))
     cases.append(too_long(op, lanes, seed))
     cases += [corners(op, lanes, corner_length), tables(op, lanes)]
     return cases

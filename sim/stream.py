@@ -221,8 +221,13 @@ class Sink:
     cycles: list[int] = field(default_factory=list)
     held_back: int = 0
 
-    async def receive(self, count: int, pauses: Iterator[bool], limit: int) -> None:
-        """Take ``count`` beats; AssertionError if none comes in ``limit`` cycles."""
+    async def receive(
+        self, count: int, pauses: Iterator[bool], limit: int, *, late: bool = False
+    ) -> None:
+        """Take ``count`` beats; AssertionError if none comes in ``limit`` cycles.
+
+        ``late``: each beat is accepted only in the cycle after it was first seen.
+        """
         port = {
             name: getattr(self.dut, f"{self.prefix}_{name}")
             for name in ("tvalid", "tready", "tdata", "tkeep", "tlast")
@@ -230,12 +235,13 @@ class Sink:
         valid, ready, data = port["tvalid"], port["tready"], port["tdata"]
         keep, last = port["tkeep"], port["tlast"]
         edge = RisingEdge(self.clock)
-        accepting, silent = None, 0
+        accepting, silent, seen = None, 0, False
         while len(self.data) < count:
-            willing = not next(pauses)
+            willing = not next(pauses) and (seen or not late)
             if willing is not accepting:
                 ready.value, accepting = int(willing), willing
             await edge
+            seen = bool(valid.value) and not accepting
             if int(valid.value):
                 if accepting:
                     self.data.append(int(data.value))

@@ -12,9 +12,9 @@ from sim.runner import build, run_job
 from sim.tools import find
 
 
-def make_unit(op: str, spec: Any, lanes: int, folder: Path) -> Unit:
+def make_unit(op: str, spec: Any, lanes: int, folder: Path, **options: Any) -> Unit:
     """Emit a unit into a folder."""
-    built = build_unit(op, spec, lanes)
+    built = build_unit(op, spec, lanes, **options)
     (folder / built.entry["file"]).write_text(built.verilog)
     return load_unit(built.entry, folder)
 
@@ -30,25 +30,48 @@ def simulate(unit: Unit, cases: list[Case], folder: Path, simulator: str = "veri
         assert (fault, found.fault, outcome.error) == (None, None, None), case.name
 
 
-def edit(text: str, pattern: str, by: str) -> str:
-    """Replace the one place in the Verilog that a pattern matches."""
+def edit(text: str, pattern: str, by: str, *, all_places: bool = False) -> str:
+    """Replace the one place (or every place) in the Verilog that a pattern matches."""
     edited, count = re.subn(pattern, by, text)
-    assert count == 1, f"{count} places match {pattern}"
+    assert count == 1 or (all_places and count), f"{count} places match {pattern}"
     return edited
 
 
 FAULTS = {
     "softmax": {
-        # EXP2[0] of lane 0 loses its one: 1.0 becomes 0.
-        "table": (r"(?s)\A(.*?6'h00:\s+\S+ +=) 15'h4000;", r"\1 15'h0000;"),
+        # EXP2[1] of one lane loses its lowest bit.
+        "table": (r"(?s)\A(.*?)15'h3d49;", r"\g<1>15'h3d48;"),
         "rounding": (r"probe_log_total \+ 4'h8;", "probe_log_total + 4'h0;"),
         "state": (r"(\w+\[\d+\]) \? 2\d'h0+ : probe_total;", "probe_total;"),
     },
     "layernorm": {
-        # The first segment of the reciprocal square root.
-        "table": (r"(?s)\A(.*?)14'h3fff;", r"\g<1>14'h1fff;"),
+        # The first segment of the reciprocal square root loses its lowest bit.
+        "table": (r"(?s)\A(.*?)14'h3fff;", r"\g<1>14'h3ffe;"),
         "rounding": (r"(\$signed\(scaled_total\)) - [^;]*half[^;]*;", r"\1;"),
         "state": (r"(\w+\[\d+\]) \? \d\d'h0+ : probe_squares;", "probe_squares;"),
     },
 }
 """Seeded bugs: a bit of a table, a rounding constant, the clearing of a sum between rows."""
+
+CONTROL_FAULTS = {
+    ("softmax", "a buffer that overflows"): (r"used != \d+'h(?:40|80|[1248]00)\b", "1'b1"),
+    ("layernorm", "a buffer that overflows"): (r"used != \d+'h(?:40|80|[1248]00)\b", "1'b1"),
+    ("layernorm", "a bank that is written in use"): (
+        r"assign params__ready = &\(~\S+ \);",
+        "assign params__ready = 1'b1;",
+    ),
+    ("layernorm", "a bank that changes in mid-row"): (
+        r"opening \? current_bank : arriving_bank",
+        "current_bank",
+    ),
+    ("softmax", "a parameter that changes in mid-row"): (
+        r"if \(opening\) begin(\s+\S+ += align;)",
+        r"if (1'b1) begin\1",
+    ),
+    ("softmax", "valid that waits for ready"): (
+        r"(?s)wire m_axis_tvalid;(.*?)\.o__valid\(m_axis_tvalid\)",
+        (r"wire m_axis_tvalid; wire offered; assign m_axis_tvalid = offered & m_axis_tready;"
+        r"\1.o__valid(offered)"),
+    ),
+}
+"""Seeded bugs of flow control and parameters, each with the places to edit."""

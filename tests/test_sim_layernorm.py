@@ -42,3 +42,11 @@ def test_small_unit_takes_every_scenario(tmp_path):
     unit = make_unit("layernorm", LayerNormSpec(max_channels=200), 8, tmp_path)
     names = [case.name for case in scenarios(unit, rows=4)]
     assert len(names) == len(set(names)) >= 20
+
+
+@pytest.mark.slow
+def test_narrow_multipliers_change_neither_codes_nor_cycles(tmp_path):
+    """Built for multipliers of 18 bits, the unit passes what it passes with those of 27."""
+    narrow = make_unit("layernorm", LayerNormSpec(max_channels=200), 8, tmp_path, port_bits=18)
+    assert "scaled_0_part_0_17" in narrow.verilog.read_text()
+    simulate(narrow, scenarios(narrow, rows=4), tmp_path / "run")

@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 from report_samples import make_bundle
 from safetensors.numpy import load_file
-from sim_units import FAULTS, edit
+from sim_units import CONTROL_FAULTS, FAULTS, edit, make_unit
 
+from golden.layernorm import LayerNormSpec
+from golden.softmax import SoftmaxSpec
 from qvit_hw import cli, generate, simulate
 from qvit_hw.errors import UserError
+from sim.job import Job
+from sim.runner import build, run_job
+from sim.scenarios import scenarios
+from sim.tools import find
 
 PROBES = {
     "softmax": ["maximum", "total", "log_total"],
@@ -85,6 +91,23 @@ def test_a_seeded_bug_turns_the_run_red(op, fault, bundle, rtl, tmp_path):
     for run in told["runs"]:
         if run["layer"] and run["mismatches"]:
             assert np.ptp(codes[run["output"]]) > 0
+
+
+CONTROL_SCENARIOS = {"buffer_full", "params_overlap", "params_early", "ready_late"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("op", "fault"), CONTROL_FAULTS)
+def test_a_bug_of_control_is_seen_by_a_scenario(op, fault, tmp_path):
+    spec = SoftmaxSpec(max_tokens=200) if op == "softmax" else LayerNormSpec(max_channels=200)
+    unit = make_unit(op, spec, 8, tmp_path)
+    text = unit.verilog.read_text()
+    unit.verilog.write_text(edit(text, *CONTROL_FAULTS[op, fault], all_places=True))
+    cases = [case for case in scenarios(unit, rows=6) if case.name in CONTROL_SCENARIOS]
+    assert len(cases) == len(CONTROL_SCENARIOS)
+    simulation = build(find("verilator"), unit.verilog, unit.top)
+    (tmp_path / "run").mkdir()
+    assert any(fault for _, fault in run_job(simulation, Job(unit, cases), tmp_path / "run"))
 
 
 def test_modified_verilog_needs_the_option(bundle, rtl, tmp_path):
