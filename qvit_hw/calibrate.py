@@ -72,7 +72,9 @@ def run(
         vector_images = -(-VECTOR_ROWS // tokens)
     seen_images, vectors = pick_images(loaded, images, calibration, vector_images)
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True)
+    if not loaded.trained:
+        console.print(f"[yellow]warning:[/] {loaded.name} has {loaded.source}", highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
         task = progress.add_task(f"observing {model}", total=2 * len(seen_images))

@@ -2,7 +2,9 @@
 """Calibration end to end on small models: bars, grids, determinism, and what it refuses."""
 
 import json
+import logging
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from qvit_hw.bundle import load_bundle
 from qvit_hw.calibrate import pick_images, run
 from qvit_hw.calibrated import CalibratedLayerNorm, QuantLinear, calibrate_model
 from qvit_hw.errors import UserError
-from qvit_hw.models import LoadedModel
+from qvit_hw.models import LoadedModel, registry
 from qvit_hw.observation import Topology, observe
 from qvit_hw.presets import Preset, find_preset
 from qvit_hw.references import float_layernorm, float_softmax, sqnr
@@ -327,6 +329,33 @@ def test_default_vectors_give_257_rows(tmp_path, loaded):
     run(out=tmp_path / "b", calibration=2)
     layers = load_bundle(tmp_path / "b").layers
     assert min(len(layer.input()) for layer in layers) == 26 * 10
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_random_weights_are_told(tmp_path, loaded, capsys, monkeypatch, trained):
+    model = replace(loaded(), source="random weights (seed 0)", trained=trained)
+    monkeypatch.setattr(calibrate, "load_model", lambda *_args, **_options: model)
+    run(out=tmp_path / "b", calibration=2, vector_images=1)
+    told = "warning: tiny has random weights (seed 0)\n" in capsys.readouterr().err
+    assert told != trained
+
+
+def test_retries_of_the_hub_are_not_logged(tmp_path, monkeypatch, caplog):
+    hub = logging.getLogger("huggingface_hub.utils")
+    create = registry.timm.create_model
+
+    def offline(name, pretrained=False, **options):
+        if pretrained:
+            hub.warning("Retrying in 1s [Retry 1/5].")
+            raise OSError("no network")
+        return create(name, pretrained=pretrained, **options)
+
+    monkeypatch.setattr(registry.timm, "create_model", offline)
+    with pytest.raises(UserError, match=r"could not be fetched \(no network\)"):
+        run(out=tmp_path / "b", model="vit_tiny_patch16_224", pretrained=True)
+    assert caplog.text == ""
+    hub.warning("heard again")
+    assert "heard again" in caplog.text
 
 
 def test_note_on_score_bits(tmp_path, loaded, capsys):

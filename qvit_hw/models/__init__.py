@@ -6,6 +6,6 @@
 quantisation starts where this package ends.
 """
 
-from .registry import LoadedModel, load_model
+from .registry import LoadedModel, check_name, load_model
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel", "check_name", "load_model"]

@@ -8,10 +8,12 @@ folded.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import logging
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,11 +30,12 @@ from torch import nn
 from ..errors import UserError
 from .folding import fold_layer_scale
 
-__all__ = ["LoadedModel", "load_model", "read_checkpoint"]
+__all__ = ["LoadedModel", "check_name", "load_model", "read_checkpoint"]
 
 RANDOM_SEED = 0
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+_HUB_LOGGERS = ("huggingface_hub", "httpx", "urllib3", "timm")
 _SHOWN = 3
 """How many tensors an error message names."""
 
@@ -59,6 +62,8 @@ class LoadedModel:
     """Share of the resized image's side that the centre crop keeps."""
     crop_mode: str = "center"
     """timm's name of the crop: 'center', 'squash' (no aspect kept) or 'border' (padded)."""
+    trained: bool = True
+    """False: the weights are random."""
 
 
 def load_model(
@@ -88,6 +93,18 @@ def load_model(
     fold_layer_scale(loaded.model)
     loaded.model.float().eval().requires_grad_(False)
     return loaded
+
+
+def check_name(name: str) -> None:
+    """Raise UserError for a model that `load_model` cannot have: quick, nothing is loaded."""
+    if name == "dinov2":
+        from . import dinov2
+
+        dinov2.find_onnx()
+    elif name != "digits":
+        architecture = name.partition(".")[0]
+        if not timm.is_model(architecture):
+            raise UserError(f"Unknown model {name!r}: {_suggest(architecture)}")
 
 
 # --------------------------------------------------------------------------------------- sources
@@ -146,14 +163,14 @@ def _timm(name: str, state: dict[str, torch.Tensor] | None, pretrained: bool) ->
         interpolation=config["interpolation"],
         crop_pct=config["crop_pct"],
         crop_mode=config["crop_mode"],
+        trained=pretrained or state is not None,
     )
 
 
 def _create(name: str, options: dict[str, Any]) -> VisionTransformer:
     """Make timm's model without its weights, and hold it to the architecture that we know."""
+    check_name(name)
     architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        raise UserError(f"Unknown model {name!r}: {_suggest(architecture)}")
     try:
         model = timm.create_model(name, pretrained=False, **options)
     except RuntimeError as error:  # an unknown tag after the dot
@@ -163,9 +180,24 @@ def _create(name: str, options: dict[str, Any]) -> VisionTransformer:
     return _check_family(name, model)
 
 
+@contextlib.contextmanager
+def _silent_hub() -> Iterator[None]:
+    """Keep the hub's clients from logging each retry: what they raise in the end says it all."""
+    loggers = [logging.getLogger(name) for name in _HUB_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def _create_pretrained(name: str) -> VisionTransformer:
     try:
-        return cast(VisionTransformer, timm.create_model(name, pretrained=True))
+        with _silent_hub():
+            return cast(VisionTransformer, timm.create_model(name, pretrained=True))
     except Exception as error:  # the hub's clients raise classes of their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
