@@ -25,13 +25,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from golden.bounds import Interval
 from golden.fixedpoint import Ints
 from golden.layernorm import LayerNormParams, LayerNormSpec
 from golden.softmax import SoftmaxParams, SoftmaxSpec
 from qvit_hw.errors import UserError
+from qvit_hw.outputs import check_folder, made_folder, told
 
 __all__ = [
     "SCHEMA",
@@ -133,7 +134,7 @@ def _sha256(content: bytes | memoryview) -> str:
 
 def check_target(path: Path) -> None:
     """Raise UserError unless ``path`` can become a bundle: absent, an empty folder, or a bundle."""
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
+    if path.is_symlink():
         raise UserError(f"Output {str(path)!r} must be a folder, not a file.")
     if path.is_dir() and any(path.iterdir()):
         try:
@@ -144,9 +145,7 @@ def check_target(path: Path) -> None:
             raise UserError(
                 f"Output {str(path)!r} holds other files and no bundle: it is left alone."
             )
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir():
-        raise UserError(f"Output {str(path)!r} cannot be made: {str(parent)!r} is not a folder.")
+    check_folder(path, replaced=True)
 
 
 def write_bundle(
@@ -185,13 +184,20 @@ def write_bundle(
         "files": {},
     }
     path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with made_folder(path.parent), told(path):
+        _put(path, manifest, tensors)
+
+
+def _put(
+    path: Path, manifest: dict[str, Any], tensors: Mapping[str, dict[str, np.ndarray]]
+) -> None:
+    """Write the files beside ``path``, then rename."""
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         made = temporary / "new"
         made.mkdir()
         for file, content in tensors.items():
-            save_file(content, made / file)
+            (made / file).write_bytes(save(content))  # save_file would hide it from all others
             manifest["files"][file] = _sha256((made / file).read_bytes())
         text = json.dumps(manifest, indent=1, allow_nan=False)
         (made / MANIFEST).write_text(f"{text}\n", encoding="utf-8")

@@ -61,6 +61,10 @@ def invoke(arguments: Sequence[str]) -> int:
     except _UsageError as error:
         sentence = _sentence(error)
         return _fail(sentence, BAD_INPUT) if sentence else BAD_INPUT  # empty: help was printed
+    except OSError as error:  # a disk or a folder that no command thought of
+        reason = error.strerror or str(error) or type(error).__name__
+        where = "" if error.filename is None else f"{str(error.filename)!r}: "
+        return _fail(f"{where}{reason.splitlines()[0]}.", BAD_INPUT)
     return status if isinstance(status, int) else 0
 
 
@@ -209,7 +213,10 @@ def simulate(
     op: _Op = "all",
     simulator: Annotated[str, typer.Option(help="verilator or icarus.")] = "verilator",
     rows: Annotated[str, typer.Option(help="Rows of each layer: a number, or all.")] = "257",
-    waves: Annotated[bool, typer.Option("--waves", help="Keep a waveform of every run.")] = False,
+    waves: Annotated[
+        bool,
+        typer.Option("--waves", help="Keep a waveform of every run: large, so give few --rows."),
+    ] = False,
     scenarios: Annotated[
         bool, typer.Option("--scenarios/--no-scenarios", help="Stalls, resets, corners as well.")
     ] = True,

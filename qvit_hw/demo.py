@@ -18,18 +18,24 @@ from pathlib import Path
 from rich.console import Console
 
 from . import calibrate, generate, report, simulate
-from .errors import UserError
+from .models import check_name
+from .outputs import check_folder, made_folder
 
 __all__ = ["run"]
 
 
 def run(*, model: str = "digits", out: Path = Path("build/demo")) -> int:
     """Take ``model`` through all four steps into the folder ``out``; return the exit status."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"The output {str(out)!r} must be a folder.")
+    check_folder(out)
+    check_name(model)
+    simulate.find_tools("verilator")
+    with made_folder(out):
+        return _steps(model, out)
+
+
+def _steps(model: str, out: Path) -> int:
     console = Console(highlight=False, soft_wrap=True)
     bundle, rtl, results, page = (out / name for name in ("bundle", "rtl", "results", "report.html"))
-    out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     steps: list[tuple[str, str, Callable[[], int]]] = [
         (

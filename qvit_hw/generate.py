@@ -29,6 +29,7 @@ from golden.cycles import QUEUE_DEPTH, RowPipeline
 from golden.layernorm import LayerNormSpec, layernorm_pipeline
 from golden.softmax import SoftmaxSpec, softmax_pipeline
 from qvit_hw.errors import UserError
+from qvit_hw.outputs import check_folder, made_folder, told
 from rtl.axi import ADAPTER_LATENCY, AxiLayerNorm, AxiRowUnit, AxiSoftmax, slot_bytes
 from rtl.emit import emit, tool_versions
 
@@ -208,6 +209,7 @@ def _registers_page(entries: list[dict[str, Any]]) -> str:
         "WO: write-only parameter, answered once the unit has taken it; reading it answers SLVERR.",
         "RO: read-only; writing it answers SLVERR. RW1C: a one written clears the bit. A write with",
         "strobes missing answers SLVERR, an address that is not listed DECERR; neither has an effect.",
+        "bits: how many low bits of the word count; a signed parameter is in two's complement.",
         "",
     ]
     for entry in entries:
@@ -219,7 +221,7 @@ def _registers_page(entries: list[dict[str, Any]]) -> str:
             if words > 1:
                 span += f" + 4 x channel, to 0x{offset + 4 * (words - 1):04X}"
             lines.append(
-                f"| {span} | {register['name']} | {register['access']} | {register['width']} "
+                f"| {span} | {register['name']} | {register['access']} | {register['width'] or 'none'} "
                 f"| {register['description']} |"
             )
         stream = entry["streams"]
@@ -249,22 +251,13 @@ def _specs(bundle: Path | None) -> dict[str, Any]:
     return dict(load_bundle(bundle).specs)
 
 
-def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"Output {str(out)!r} must be a folder, not a file.")
-
-
 def _write(out: Path, files: dict[str, str]) -> None:
     """Put all files in place at once: written beside first, renamed when all are complete."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".qvit-") as name:
-            for file, text in files.items():
-                (Path(name) / file).write_text(text, encoding="utf-8", newline="\n")
-            for file in files:
-                (Path(name) / file).replace(out / file)
-    except OSError as error:
-        raise UserError(f"Output {str(out)!r} cannot be written: {error.strerror}.") from error
+    with made_folder(out), told(out), tempfile.TemporaryDirectory(dir=out, prefix=".qvit-") as name:
+        for file, text in files.items():
+            (Path(name) / file).write_text(text, encoding="utf-8", newline="\n")
+        for file in files:
+            (Path(name) / file).replace(out / file)
 
 
 def run(
@@ -284,7 +277,7 @@ def run(
     if isinstance(port_bits, bool) or not isinstance(port_bits, int) or not 18 <= port_bits <= 27:
         raise UserError(f"Multiplier port width must be from 18 to 27, not {port_bits!r}.")
     select(op)  # an unknown operator is told before a bundle is read
-    _check_out(out)
+    check_folder(out)
     specs = _specs(bundle)
     operators = select(op, tuple(name for name in OPERATORS if name in specs))
     version = _version()

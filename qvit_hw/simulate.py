@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ from qvit_hw.bundle import Bundle, Layer, load_bundle
 from qvit_hw.diagnosis import diagnose, waveform_path
 from qvit_hw.errors import MissingTool, UserError
 from qvit_hw.generate import select
+from qvit_hw.outputs import check_folder, made_folder, told
 from qvit_hw.rtl_folder import load_rtl
 from sim.compare import Comparison, compare
 from sim.job import Case, Job, Outcome, Unit
@@ -43,7 +45,7 @@ from sim.runner import RunFailed, Simulation, build, run_job
 from sim.scenarios import Row, case_of, operator, scenarios
 from sim.tools import SIMULATORS, ToolMissing, Tools, find
 
-__all__ = ["DEFAULT_ROWS", "run"]
+__all__ = ["DEFAULT_ROWS", "find_tools", "run"]
 
 DEFAULT_ROWS = 257
 CORNER_LENGTH = 600
@@ -92,15 +94,11 @@ def run(
     limit = _row_limit(rows)
     if seed < 0:
         raise UserError(f"Seed must be at least 0, not {seed!r}.")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"Output {str(out)!r} must be a folder, not a file.")
+    check_folder(out)
     loaded = load_bundle(bundle)
     units = load_rtl(rtl, loaded.specs, allow_modified=allow_modified)
     operators = select(op, tuple(units))
-    try:
-        tools = find(simulator)
-    except ToolMissing as error:
-        raise MissingTool(f"{error}.") from error
+    tools = find_tools(simulator)
     tasks: list[_Task] = []
     for name in operators:
         tasks += _layer_tasks(loaded, units[name], limit)
@@ -108,15 +106,24 @@ def run(
             tasks += _scenario_tasks(units[name], seed)
     if not tasks:
         raise UserError(f"Bundle {bundle.name!r} has no layer of {op!r}: nothing to compare.")
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        done = _simulate(tasks, tools, out, seed, waves)
-        entries = _entries(done, tools, out, seed)
-    except RunFailed as error:
-        raise UserError(f"Simulation failed: {error}") from error
-    passed = all(item.fault is None for item in done)
-    _write(out, entries, done, loaded, tools, units, seed, passed)
+    with made_folder(out):
+        try:
+            done = _simulate(tasks, tools, out, seed, waves)
+            entries = _entries(done, tools, out, seed)
+        except RunFailed as error:
+            raise UserError(f"Simulation failed: {error}") from error
+        passed = all(item.fault is None for item in done)
+        with told(out):
+            _write(out, entries, done, loaded, tools, units, seed, passed)
     return 0 if passed else 1
+
+
+def find_tools(simulator: str) -> Tools:
+    """Return the simulator of this name; MissingTool if anything of it is not there."""
+    try:
+        return find(simulator)
+    except ToolMissing as error:
+        raise MissingTool(f"{error}.") from error
 
 
 def _row_limit(rows: str | int) -> int | None:
@@ -192,7 +199,10 @@ def _simulate(
         bar = progress.add_task(f"{tools.name}: build", total=len(unit_of))
 
         def compiled(unit: Unit) -> Simulation:
-            found = build(tools, unit.verilog, unit.top, waves=waves)
+            try:
+                found = build(tools, unit.verilog, unit.top, waves=waves)
+            except RunFailed as error:
+                raise _broken(unit, error) from error
             progress.advance(bar)
             return found
 
@@ -217,6 +227,16 @@ def _simulate(
         results = [item for part in pool.map(simulate, range(len(jobs))) for item in part]
     order = {id(task): index for index, task in enumerate(tasks)}
     return sorted(results, key=lambda item: order[id(item.task)])
+
+
+def _broken(unit: Unit, error: RunFailed) -> UserError:
+    """The compiler's first complaint about the unit's file, without the folder it was built in."""
+    file = re.escape(f"{unit.top}.v")
+    found = re.search(rf"(?m)^.*?\b{file}:(\d+)(?::\d+)?:\s*(?:error:\s*)?(.*)$", str(error))
+    if found is None:  # nothing about a line: what was said first, paths cut to names
+        lines = re.sub(r"(?<!\S)/\S*/", "", str(error)).splitlines()[:2]
+        return UserError(f"{unit.verilog.name} does not compile: {' '.join(lines).rstrip('.')}.")
+    return UserError(f"{unit.verilog.name} does not compile: line {found[1]}: {found[2].rstrip('.')}.")
 
 
 def _judge(task: _Task, outcome: Outcome, fault: str | None) -> _Done:
@@ -329,14 +349,13 @@ def _write(
         for item, entry in zip(done, entries, strict=True)
         if entry["output"] is not None and item.task.layer is not None
     }
-    model = bundle.manifest.get("model")
     document = {
         "schema": "qvit-hw/results",
         "version": 1,
         "bundle": {
             "path_name": bundle.path.name,
             "sha256": bundle.sha256,
-            "model": model.get("name") if isinstance(model, dict) else model,
+            "model": bundle.manifest.get("model"),
             "preset": bundle.manifest.get("preset"),
         },
         "bundle_path": os.path.relpath(bundle.path.resolve(), out.resolve()),
@@ -348,14 +367,10 @@ def _write(
     }
 
     def put(name: str, write: Callable[[Path], object]) -> None:
-        with tempfile.NamedTemporaryFile(dir=out, prefix=".qvit-", delete=False) as file:
-            part = Path(file.name)
-        try:
+        with tempfile.TemporaryDirectory(dir=out, prefix=".qvit-") as folder:
+            part = Path(folder) / name
             write(part)
-            part.chmod(0o644)
             part.replace(out / name)
-        finally:
-            part.unlink(missing_ok=True)
 
     put("outputs.safetensors", lambda path: path.write_bytes(save(outputs)))
     text = json.dumps(document, indent=1) + "\n"

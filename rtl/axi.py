@@ -355,7 +355,7 @@ class AxiSoftmax(AxiRowUnit):
         spec = self.spec
         low = max(0, spec.frac_bits - 3)
         text = f"fraction bits of the scores, {low} to {spec.frac_bits}, sampled at a row's start"
-        return [Register("frac", 0, "WO", 32, text)]
+        return [Register("frac", 0, "WO", spec.frac_bits.bit_length(), text)]
 
     def _is_parameter(self, word: Value) -> Value:
         return ~word.any()
@@ -400,10 +400,20 @@ class AxiLayerNorm(AxiRowUnit):
             "gain": "gain of a channel, " + ("signed" if spec.affine == "dyadic" else "0 to 7"),
             "offset": f"offset of a channel, {spec.bounds['offset'].bits} bits signed",
         }
+        bits = {
+            "zero_point": spec.in_bits,
+            "point": spec.max_point.bit_length(),
+            "eps_low": min(spec.eps_bits, 32),
+            "eps_high": max(spec.eps_bits - 32, 0),
+            "commit": 0,
+            "shift": spec.max_shift.bit_length(),
+            "gain": 16 if spec.affine == "dyadic" else 3,
+            "offset": spec.bounds["offset"].bits,
+        }
         return [
-            *(Register(name, 4 * word, "WO", 32, texts[name]) for name, word in WORD.items()),
+            *(Register(name, 4 * word, "WO", bits[name], texts[name]) for name, word in WORD.items()),
             *(
-                Register(name, 4 * word, "WO", 32, tables[name], spec.max_channels)
+                Register(name, 4 * word, "WO", bits[name], tables[name], spec.max_channels)
                 for name, word in TABLE.items()
             ),
         ]

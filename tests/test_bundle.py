@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bundles: what is written is read back, and every fault gets its own sentence."""
 
+import errno
 import hashlib
 import json
+import os
 import re
 
 import numpy as np
@@ -141,15 +143,24 @@ def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     before = contents(tmp_path / "b")
 
     def full(*_args):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
-    monkeypatch.setattr("qvit_hw.bundle.save_file", full)
-    with pytest.raises(OSError, match=r"^disk full$"):
-        sample(tmp_path / "b", seed=1)
-    with pytest.raises(OSError, match=r"^disk full$"):
-        sample(tmp_path / "c")
+    monkeypatch.setattr("qvit_hw.bundle.save", full)
+    for name in ("b", "c", "deep/d"):
+        with pytest.raises(UserError, match=r"^Output '.*' cannot be written: disk full\.$"):
+            sample(tmp_path / name, seed=1)
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
     assert contents(tmp_path / "b") == before
+
+
+def test_files_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        sample(tmp_path / "b")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "b").iterdir()}
+    assert set(modes.values()) == {0o640}, modes
 
 
 # ---------------------------------------------------------------------------------------- faults

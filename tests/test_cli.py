@@ -4,6 +4,7 @@
 import importlib
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,25 @@ def test_a_bug_is_no_user_error(monkeypatch):
     fake(monkeypatch, "report", run)
     with pytest.raises(ZeroDivisionError):
         cli.invoke(["report", "--results", "x"])
+
+
+def test_what_the_disk_refuses_is_one_line_and_status_2(monkeypatch, capsys):
+    def run(**options):
+        raise PermissionError(13, "Permission denied", "/some/file")
+
+    fake(monkeypatch, "report", run)
+    assert cli.invoke(["report", "--results", "x"]) == 2
+    assert capsys.readouterr().err == "error: '/some/file': Permission denied.\n"
+
+
+@pytest.mark.parametrize("command", ["calibrate", "generate", "simulate", "demo"])
+def test_an_output_that_cannot_be_made_is_told_before_any_work(
+    command, bundle, rtl, refused, tmp_path
+):
+    (tmp_path / "file").write_text("")
+    more = ["--bundle", bundle, "--rtl", rtl] if command == "simulate" else []
+    refused(command, *more, "--out", tmp_path / "file" / "o" / "p", part="is not a folder.")
+    refused(command, *more, "--out", "/proc/qvit-hw", part="'/proc/qvit-hw' cannot be written: ")
 
 
 @pytest.mark.parametrize(
@@ -375,6 +395,27 @@ def test_without_its_tools_simulate_says_what_is_missing(
     )
 
 
+def test_broken_verilog_is_told_by_file_and_line(bundle, rtl, refused, tmp_path):
+    edited = tmp_path / "rtl"
+    shutil.copytree(rtl, edited)
+    text = (edited / "qvit_softmax.v").read_text()
+    (edited / "qvit_softmax.v").write_text("\nmodule oops;\n  wire = ;\nendmodule\n" + text)
+    options = ["--bundle", bundle, "--rtl", edited, "--op", "softmax", "--allow-modified"]
+    part = "error: qvit_softmax.v does not compile: line 3: "
+    refused("simulate", *options, "--out", tmp_path / "deep" / "out", part=part)
+
+
+def test_results_tell_the_model_and_where_its_weights_come_from(bundle, rtl, tmp_path):
+    options = ["--op", "softmax", "--rows", "1", "--no-scenarios", "--out", str(tmp_path / "out")]
+    assert cli.invoke(["simulate", "--bundle", str(bundle), "--rtl", str(rtl), *options]) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["bundle"]["model"]
+    assert found == json.loads((bundle / "manifest.json").read_text())["model"]
+    page = tmp_path / "report.html"
+    results = ["--results", str(tmp_path / "out"), "--out", str(page)]
+    assert cli.invoke(["report", *results]) == 0
+    assert "<dd>sample: made up</dd>" in page.read_text()
+
+
 # ------------------------------------------------------------------------------- report and demo
 
 
@@ -422,6 +463,25 @@ def chain(monkeypatch, bundle):
         return calls
 
     return prepare
+
+
+def test_the_demo_refuses_a_model_before_any_work(chain, refused, tmp_path):
+    calls = chain()
+    refused("demo", "--model", "zzz", "--out", tmp_path / "demo", part="Unknown model 'zzz'")
+    assert calls == []
+
+
+def test_the_demo_misses_its_tools_before_any_work(chain, refused, tmp_path, monkeypatch):
+    calls = chain()
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    refused("demo", "--out", tmp_path / "demo", part="is missing", status=cli.MISSING_TOOL)
+    assert calls == []
+
+
+def test_a_demo_that_fails_at_once_leaves_no_folder(chain, refused, tmp_path):
+    chain(fail="calibrate")
+    refused("demo", "--out", tmp_path / "deep" / "demo", part="calibrate has no luck.")
 
 
 def test_the_demo_chains_the_steps_and_ends_with_the_verdict(chain, tmp_path, capsys):

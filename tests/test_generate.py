@@ -94,6 +94,31 @@ def test_pages(out, units):
             assert f"| {register['name']} |" in page
 
 
+def test_widths_of_the_parameters(out, units):
+    """Wide enough for every legal value and no wider: the true ones, not the word's."""
+    widths = {
+        register["name"]: register["width"]
+        for unit in units.values()
+        for register in unit["registers"]
+        if register["access"] == "WO"
+    }
+    spec = LayerNormSpec()
+    assert widths == {
+        "frac": SoftmaxSpec().frac_bits.bit_length(),
+        "zero_point": spec.in_bits,
+        "point": spec.max_point.bit_length(),
+        "eps_low": 32,
+        "eps_high": spec.eps_bits - 32,
+        "commit": 0,
+        "shift": spec.max_shift.bit_length(),
+        "gain": spec.gain_range.bits,
+        "offset": spec.bounds["offset"].bits,
+    }
+    page = (out / "registers.md").read_text()
+    assert "| gain | WO | 16 |" in page
+    assert "| commit | WO | none |" in page
+
+
 def test_a_bundle_gives_its_specs(tmp_path):
     bundle = make_bundle(tmp_path / "bundle")
     assert generate.run(out=tmp_path / "rtl", bundle=bundle, lanes=3) == 0
@@ -145,7 +170,7 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written"):
+    with pytest.raises(UserError, match=r"cannot be made: .* is not a folder\.$"):
         generate.run(out=tmp_path / "file" / "rtl", op="softmax", lanes=1)
     with pytest.raises(UserError, match=r"must be a folder, not a file\.$"):
         generate.run(out=tmp_path / "file", op="softmax", lanes=1)
