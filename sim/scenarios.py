@@ -278,7 +278,8 @@ def buffer_full(op: Operator, lanes: int, seed: int) -> Case:
     pipeline = op.pipeline(lanes)
     length = min(PLAIN_LENGTH, op.longest)
     ring = 1 << (pipeline.max_beats + pipeline.slack - 1).bit_length()
-    rows = -(-3 * ring * len(pipeline.waits) // (2 * pipeline.beats(length)))
+    held = ring * len(pipeline.waits) + pipeline.latency(1)  # and the beats inside its pipelines
+    rows = -(-2 * held // pipeline.beats(length))
     sent = _Maker(op, seed, length).rows([length] * rows)
     return case_of("buffer_full", sent, op, lanes, stall_out=Pattern(0.9), must_refuse=True)
 
