@@ -132,7 +132,7 @@ def test_verilog_that_does_not_compile_is_told(bundle, rtl, tmp_path):
     shutil.copytree(rtl, bad)
     file = bad / "qvit_softmax.v"
     file.write_text(file.read_text().replace("endmodule", "endmodul", 1))
-    with pytest.raises(UserError, match=r"^Simulation failed: verilator_bin failed"):
+    with pytest.raises(UserError, match=r"^qvit_softmax\.v does not compile: line \d+: "):
         simulate.run(
             bundle=bundle, rtl=bad, op="softmax", out=tmp_path / "out", allow_modified=True
         )
