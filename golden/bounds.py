@@ -75,3 +75,10 @@ class Interval:
         """Whether every element of ``x`` lies inside."""
         array = np.asarray(x)
         return not array.size or (int(array.min()) >= self.low and int(array.max()) <= self.high)
+
+    def require(self, x: Ints, name: str) -> None:
+        """Raise ValueError with the first element of ``x`` that lies outside, if there is one."""
+        if not self.holds(x):
+            array = np.asarray(x)
+            worst = int(array[(array < self.low) | (array > self.high)][0])
+            raise ValueError(f"{name} must be from {self.low} to {self.high}, not {worst!r}")

@@ -59,9 +59,7 @@ class GeluParams:
         values, legal = integers(self.table, "Table"), spec.bounds["code"]
         if values.shape != (spec.entries,):
             raise ValueError(f"Table must have shape {(spec.entries,)!r}, not {values.shape!r}")
-        if not legal.holds(values):
-            worst = int(values[(values < legal.low) | (values > legal.high)][0])
-            raise ValueError(f"Table must be from {legal.low} to {legal.high}, not {worst!r}")
+        legal.require(values, "Table")
 
 
 def gelu(codes: Ints, spec: GeluSpec, params: GeluParams) -> npt.NDArray[np.int64]:

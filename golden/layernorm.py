@@ -205,9 +205,7 @@ class LayerNormParams:
             values = integers(array, name)
             if values.shape != length:
                 raise ValueError(f"{name} must have shape {length!r}, not {values.shape!r}")
-            if not legal.holds(values):
-                worst = int(values[(values < legal.low) | (values > legal.high)][0])
-                raise ValueError(f"{name} must be from {legal.low} to {legal.high}, not {worst!r}")
+            legal.require(values, name)
 
     def words(self, spec: LayerNormSpec) -> list[tuple[int, int]]:
         """Writes of the parameter port, (word address, unsigned 32-bit value), in order.

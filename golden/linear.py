@@ -141,9 +141,7 @@ class LinearParams:
             ("Bias", self.bias, spec.bounds["bias"]),
         ):
             values = integers(array, name)
-            if not legal.holds(values):
-                worst = int(values[(values < legal.low) | (values > legal.high)][0])
-                raise ValueError(f"{name} must be from {legal.low} to {legal.high}, not {worst!r}")
+            legal.require(values, name)
         if spec.requant is None:
             if self.requant is not None:
                 raise ValueError("Requantiser must be None for a spec without an output width")

@@ -70,9 +70,7 @@ class RequantParams:
             values = integers(array, name)
             if values.ndim != 1 or not values.size:
                 raise ValueError(f"{name} must be an array of channels, not shape {values.shape!r}")
-            if not legal.holds(values):
-                worst = int(values[(values < legal.low) | (values > legal.high)][0])
-                raise ValueError(f"{name} must be from {legal.low} to {legal.high}, not {worst!r}")
+            legal.require(values, name)
         if np.shape(self.multiplier) != np.shape(self.shift):
             raise ValueError(
                 f"Shift must have shape {np.shape(self.multiplier)!r}, not {np.shape(self.shift)!r}"

@@ -129,9 +129,7 @@ class ResidualParams:
             values = integers(array, name)
             if values.shape != length:
                 raise ValueError(f"{name} must have shape {length!r}, not {values.shape!r}")
-            if not legal.holds(values):
-                worst = int(values[(values < legal.low) | (values > legal.high)][0])
-                raise ValueError(f"{name} must be from {legal.low} to {legal.high}, not {worst!r}")
+            legal.require(values, name)
 
 
 def factors(
