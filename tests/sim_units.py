@@ -5,10 +5,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qvit_hw.generate import build_unit
 from sim.compare import compare
 from sim.job import Case, Job, Unit, load_unit
 from sim.runner import build, run_job
+from sim.scenarios import back_to_back, operator, scenarios
 from sim.tools import find
 
 
@@ -28,6 +31,21 @@ def simulate(unit: Unit, cases: list[Case], folder: Path, simulator: str = "veri
         found = compare(case, outcome, unit.lanes)
         assert found.elements == case.expected.size > 0
         assert (fault, found.fault, outcome.error) == (None, None, None), case.name
+
+
+def check_every_scenario(
+    op: str, spec: Any, lanes: int, folder: Path, corner_length: int | None = None
+) -> None:
+    """Run every scenario of a unit, and 64 rows of 197 that take as long as the cycle model says."""
+    unit = make_unit(op, spec, lanes, folder)
+    cases = scenarios(unit, rows=10, corner_length=corner_length)
+    described = operator(op, unit.spec)
+    if described.longest >= 197:
+        cases.append(back_to_back(unit, 64, 197))
+        latency = described.pipeline(lanes).latency(197)
+        told = cases[-1].timing
+        assert int(np.ptp(told[:, [0, 3]])) + 1 == 64 * -(-197 // lanes) + latency
+    simulate(unit, cases, folder / "run")
 
 
 def edit(text: str, pattern: str, by: str, *, all_places: bool = False) -> str:
