@@ -12,7 +12,7 @@ beside golden's; if the row alone is right, once more behind the row before it.
 
 ``float_equal`` compares with the float operator rounded half up to codes. ``sqnr_db`` is taken in code
 units for LayerNorm, in probabilities (a code is 2**-code, the last one 0) for softmax. Exit status:
-0 all equal, 1 any difference in a value, a cycle or a register.
+0 all equal, 1 any difference in a value, a cycle, or the registers of rows and status.
 """
 
 from __future__ import annotations
