@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import isqrt
 from typing import Any, Literal
 
 import numpy as np
@@ -138,7 +139,9 @@ class LayerNormSpec:
         variance = Interval(1, spread + (1 << self.eps_bits) - 1)
         centered = Interval(-(count - 1) * reach, (count - 1) * reach)
         # |z-score| <= sqrt(C - 1); tests/test_tables.py holds by how much R may exceed the curve.
-        z_high = _isqrt_up((count - 1) << (2 * self.max_point))
+        z_squared = (count - 1) << (2 * self.max_point)
+        z_high = isqrt(z_squared)
+        z_high += z_high * z_high < z_squared
         z_high += (z_high >> min(2 * self.table_bits + 1, 12)) + 1
         score = Interval(-z_high, z_high)
         offset = Interval.of_bits(self.out_bits + self.output_shift + 2, signed=True)
@@ -156,15 +159,6 @@ class LayerNormSpec:
             "scaled": scaled + offset,
             "code": Interval.of_bits(self.out_bits, signed=True),
         }
-
-
-def _isqrt_up(n: int) -> int:
-    """Smallest integer whose square is at least n."""
-    root = 0
-    for bit in reversed(range(n.bit_length() // 2 + 1)):
-        if (root | 1 << bit) ** 2 < n:
-            root |= 1 << bit
-    return root + 1 if n else 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -30,13 +30,11 @@ from golden.layernorm import (
     layernorm_pipeline,
 )
 from rtl.arith import look_up, normalise, product, shift_right, square
-from rtl.row import OutputQueue, RowStore, delayed, popcount, tree
+from rtl.row import OUTPUT_DEPTH, PARAM_WRITE, OutputQueue, RowStore, delayed, popcount, tree
 
 __all__ = ["PtfLayerNorm"]
 
-PARAM_ADDRESS_BITS = 14
 CHANNEL_BITS = 12
-OUTPUT_DEPTH = 16
 ROWS_UNDER_WAY = QUEUE_DEPTH + 31
 """Rows that may use a bank at once: those queued, one arriving, and those inside the pipelines."""
 
@@ -75,12 +73,11 @@ class PtfLayerNorm(wiring.Component):
         self._pipeline = layernorm_pipeline(spec, lanes)
         beat_in = {"code": data.ArrayLayout(signed(spec.in_bits), lanes), "keep": lanes, "last": 1}
         beat_out = {"code": data.ArrayLayout(signed(spec.out_bits), lanes), "keep": lanes, "last": 1}
-        write = {"address": PARAM_ADDRESS_BITS, "data": 32}
         super().__init__(
             {
                 "i": In(stream.Signature(data.StructLayout(beat_in))),
                 "o": Out(stream.Signature(data.StructLayout(beat_out))),
-                "params": In(stream.Signature(data.StructLayout(write))),
+                "params": In(stream.Signature(PARAM_WRITE)),
             }
         )
 
@@ -115,7 +112,7 @@ class PtfLayerNorm(wiring.Component):
         x_shape = signed(bounds["x"].bits)
         scaled_row = bounds["centered"] * bounds["rsqrt"] + Interval(-(1 << self._max_shift), 0)
         row = {
-            "factor": unsigned(self._pipeline_count_bits() + RSQRT_BITS),
+            "factor": unsigned(self._count_bits + RSQRT_BITS),
             "origin": signed((scaled_row | bounds["total"] * bounds["rsqrt"]).bits + 1),
             "shift": range(self._max_shift + 1),
             "bank": 1,
@@ -136,7 +133,8 @@ class PtfLayerNorm(wiring.Component):
         wiring.connect(m, output.o, wiring.flipped(self.o))
         return m
 
-    def _pipeline_count_bits(self) -> int:
+    @property
+    def _count_bits(self) -> int:
         """Width of C."""
         return self._spec.max_channels.bit_length()
 
@@ -203,7 +201,7 @@ class PtfLayerNorm(wiring.Component):
         widths = {
             "total": signed(self._spec.bounds["total"].bits),
             "probe_squares": unsigned(self._spec.bounds["squares"].bits),
-            "count": unsigned(self._pipeline_count_bits()),
+            "count": unsigned(self._count_bits),
         }
         result = Signal(widths[name], name=name)
         with m.If(flags[0]):
@@ -366,7 +364,7 @@ class _Parameters:
         spec, idle, bank = self._spec, ~self.current, Signal(name="write_bank")
         m.d.comb += port.ready.eq(self._users[idle] == 0)
         write, word = Signal(name="write"), Signal(32, name="write_data")
-        address = Signal(PARAM_ADDRESS_BITS, name="write_address")
+        address = Signal(len(port.payload.address), name="write_address")
         row = Signal(CHANNEL_BITS, name="write_row")
         lane = Signal(range(max(self._lanes, 2)), name="write_lane")
         channel = port.payload.address[:CHANNEL_BITS]

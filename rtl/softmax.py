@@ -16,12 +16,9 @@ from amaranth.lib.wiring import In, Out
 from golden.cycles import RowPipeline, tree_levels
 from golden.softmax import ALIGN_STEPS, SoftmaxSpec, softmax_pipeline
 from rtl.arith import look_up
-from rtl.row import OutputQueue, RowStore, delayed, tree
+from rtl.row import OUTPUT_DEPTH, PARAM_WRITE, OutputQueue, RowStore, delayed, tree
 
 __all__ = ["Log2Softmax"]
-
-PARAM_ADDRESS_BITS = 14
-OUTPUT_DEPTH = 16
 
 
 class Log2Softmax(wiring.Component):
@@ -59,11 +56,7 @@ class Log2Softmax(wiring.Component):
                 "o": Out(
                     stream.Signature(data.StructLayout({"code": code, "keep": lanes, "last": 1}))
                 ),
-                "params": In(
-                    stream.Signature(
-                        data.StructLayout({"address": PARAM_ADDRESS_BITS, "data": 32})
-                    )
-                ),
+                "params": In(stream.Signature(PARAM_WRITE)),
             }
         )
 
