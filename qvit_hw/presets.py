@@ -1,24 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Presets: the widths and code bases that calibration offers by name, in one table.
+"""Presets: the widths, code bases and methods that calibration offers by name, in one table.
 
-======== ======== ============ ============== ========== ============================================
-name     residual weights,     attention code score      for
-         (PTF)    activations                 bits, F
-======== ======== ============ ============== ========== ============================================
-w8a8p4   8 bits   int8         base 2, 4 bits 12, 4      the default: the smallest unit
-w8a8p5   8 bits   int8         base sqrt 2, 5 12, 4      A.V 6 dB closer, codes one bit wider
-======== ======== ============ ============== ========== ============================================
+====== ======= ====== ======== ===== ========== ======= ======= =====================================
+name   weights activ. residual GELU  attention  LN out  weights for
+       (bits)  (bits) (PTF)    input code       reparam by
+====== ======= ====== ======== ===== ========== ======= ======= =====================================
+w8a8p4 8       8      8        8     base 2, 4  no      minmax  the default: the smallest units
+w8a8p5 8       8      16       10    sqrt 2, 5  no      minmax  the most accurate
+w6a6   6       6      16       10    sqrt 2, 5  yes     gptq    smaller multipliers, no retraining
+w4a8   4       8      16       10    sqrt 2, 5  no      gptq    half the weight memory
+w4a4   4       4      16       10    sqrt 2, 5  yes     gptq    the limit of what calibration can do
+fqvit  8       8      8        8     base 2, 4  no      minmax  parity with FQ-ViT; golden model only
+====== ======= ====== ======== ===== ========== ======= ======= =====================================
 
-Score bits grow up to 16 where a network's scores would saturate. Either preset goes with both
-affine steps of LayerNorm: ``dyadic`` (a multiplier per lane) and ``shift`` (none; gamma's rest is folded
-into the linear layer that follows).
+The first and the last layer (patch embedding and head) always have 8-bit weights: they are few, and what
+they lose nothing behind them can repair. In the presets below 8 bits the residual stream has 16 bits and
+the GELU table a 10-bit input: both are read by one unit each and multiply nothing, so they cost memory,
+not multipliers, while a 6-bit stream would cost all the accuracy that the other widths leave.
+
+Score bits grow up to 16 where a network's scores would saturate. Every preset goes with both affine steps of
+LayerNorm: ``dyadic`` (a multiplier per lane) and ``shift`` (none; gamma's rest is folded into the linear
+layer that follows). Sources: FQ-ViT (arXiv 2111.13824) for PTF and base-2 codes, RepQ-ViT (arXiv 2212.08254)
+for base sqrt 2 and the re-parameterisation, GPTQ (arXiv 2210.17323) for the weights.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
+from golden.gelu import GeluSpec
 from golden.layernorm import LayerNormSpec
 from golden.softmax import SoftmaxSpec
 from qvit_hw.errors import UserError
@@ -31,10 +42,14 @@ DEFAULT = "w8a8p4"
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Widths of a calibrated network.
+    """Widths and methods of a calibrated network.
 
-    weight_bits and act_bits: symmetric weights, activations between operators.  residual_bits and
-    max_shift: the PTF codes of the residual stream.  The rest: see :class:`SoftmaxSpec`.
+    weight_bits: weights, symmetric per output channel, 3 to 8.  head_bits: those of the patch embedding and
+    the head.  act_bits: codes between operators, q, k and v included, 4 to 8.  gelu_bits: input of the
+    GELU table, 4 to 10.  residual_bits (8 to 16) and max_shift: PTF codes of the residual stream.  base,
+    code_bits, score_bits, frac_bits: see :class:`SoftmaxSpec`.  reparam: LayerNorm's outputs get a scale per
+    channel, folded into the layer behind it.  weights: a method of :mod:`qvit_hw.weights`.
+    golden_only: computed by the golden model, but no Verilog is generated for it.
     """
 
     name: str
@@ -43,9 +58,14 @@ class Preset:
     score_bits: int = 12
     frac_bits: int = 4
     weight_bits: int = 8
+    head_bits: int = 8
     act_bits: int = 8
+    gelu_bits: int = 8
     residual_bits: int = 8
     max_shift: int = 3
+    reparam: bool = False
+    weights: Literal["minmax", "omse", "gptq"] = "minmax"
+    golden_only: bool = False
 
     def layernorm_spec(self, affine: str) -> LayerNormSpec:
         """Spec of the LayerNorm unit; UserError for an unknown affine step."""
@@ -67,10 +87,23 @@ class Preset:
             frac_bits=self.frac_bits,
         )
 
+    def gelu_spec(self) -> GeluSpec:
+        """Spec of the GELU table."""
+        return GeluSpec(in_bits=self.gelu_bits, out_bits=self.act_bits)
+
+
+_FINE = Preset(name="w8a8p5", base="sqrt2", code_bits=5, gelu_bits=10, residual_bits=16)
 
 PRESETS = {
     preset.name: preset
-    for preset in (Preset(name="w8a8p4"), Preset(name="w8a8p5", base="sqrt2", code_bits=5))
+    for preset in (
+        Preset(name="w8a8p4"),
+        _FINE,
+        replace(_FINE, name="w6a6", weight_bits=6, act_bits=6, reparam=True, weights="gptq"),
+        replace(_FINE, name="w4a8", weight_bits=4, weights="gptq"),
+        replace(_FINE, name="w4a4", weight_bits=4, act_bits=4, reparam=True, weights="gptq"),
+        Preset(name="fqvit", golden_only=True),
+    )
 }
 
 

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """From observed ranges to the golden model's integers.
 
-Rounding is half up, as everywhere. Three grids occur:
+Rounding is half up, as everywhere. These grids occur:
 
-- :class:`Grid`, for a tensor: ``x = (q - z) * s``, q signed. Weights and heads use z = 0.
-- :class:`PtfGrid`, for LayerNorm's input: ``x_c = ((q_c - z) << a_c) * s``.
+- :class:`Grid`, for a tensor: ``x = (q - z) * s``, q signed.
+- :class:`HeadGrid`, for q, k and v: ``x = q * s`` with a scale per head.
+- :class:`PtfGrid`, for the residual stream, LayerNorm's input: ``x_c = ((q_c - z) << a_c) * s``.
+- :class:`ScoreGrid`, for attention scores: base-2 exponents, fixed point.
+- :class:`CodeGrid`, for softmax codes: powers of two.
 - the output of a LayerNorm, :class:`LayerNormPlan`: per channel ``q_c = zscore * gain_c + offset_c`` and
   ``y_c = (q_c - z) * scale_c + rest_c``. Affine *dyadic*: one scale for all channels, no rest.
   Affine *shift*: gain_c is a power of two, so ``scale_c = gamma_c / gain_c`` is folded into the weights of
@@ -31,10 +34,13 @@ from qvit_hw.errors import UserError
 
 __all__ = [
     "SCORE_MARGIN",
+    "CodeGrid",
     "Grid",
+    "HeadGrid",
     "LayerNormPlan",
     "PtfGrid",
     "PtfSearch",
+    "ScoreGrid",
     "affine_grid",
     "plan_layernorm",
     "plan_softmax",
@@ -74,11 +80,40 @@ class Grid:
         return (1 << (self.bits - 1)) - 1
 
 
-def affine_grid(low: float, high: float, bits: int = 8) -> Grid:
-    """Return the grid whose codes span [low, high] (widened to hold 0, which is then exact)."""
+@dataclass(frozen=True, eq=False)
+class HeadGrid:
+    """Codes of q, k and v: ``x = q * scale``, scale [3, heads]."""
+
+    scale: Floats
+    bits: int
+
+
+@dataclass(frozen=True)
+class ScoreGrid:
+    """Codes of attention scores: ``exponent = q / 2**frac``, the natural score times log2(e)."""
+
+    frac: int
+    bits: int
+
+
+@dataclass(frozen=True)
+class CodeGrid:
+    """Softmax codes: what they mean is in ``spec``, see :mod:`golden.softmax`."""
+
+    spec: SoftmaxSpec
+
+
+def affine_grid(low: float, high: float, bits: int = 8, symmetric: bool = False) -> Grid:
+    """Return the grid whose codes span [low, high] (widened to hold 0, which is then exact).
+
+    ``symmetric``: zero point 0, which fits what has no zero point in hardware but wastes codes on the
+    shorter side.
+    """
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     if not low < high:
         raise ValueError(f"Range must hold more than one value, not {low!r} to {high!r}")
+    if symmetric:
+        return Grid(float(symmetric_scale(low, high, bits)), 0, bits)
     scale = (high - low) / ((1 << bits) - 1)
     half = 1 << (bits - 1)
     zero_point = int(np.clip(round_half_up(-half - low / scale), -half, half - 1))

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Integers from ranges: PTF against brute force, LayerNorm and softmax parameters against float64."""
 
-import itertools
-
 import numpy as np
 import pytest
 
 from golden.layernorm import LayerNormSpec, layernorm
 from golden.softmax import SoftmaxParams, SoftmaxSpec, softmax
 from qvit_hw.errors import UserError
-from qvit_hw.presets import DEFAULT, PRESETS, find_preset
 from qvit_hw.quantize import (
     SCORE_MARGIN,
     PtfSearch,
@@ -63,6 +60,12 @@ def test_affine_grid_holds_zero_and_both_ends():
         ValueError, match=r"^Range must hold more than one value, not 0\.0 to 0\.0$"
     ):
         affine_grid(0, 0)
+
+
+def test_symmetric_grid_has_no_zero_point():
+    grid = affine_grid(-1, 14, bits=4, symmetric=True)
+    assert (grid.scale, grid.zero_point, grid.bits) == (2.0, 0, 4)
+    assert affine_grid(-1, 14, bits=4).scale == 1.0  # without: the codes that the short side wastes
 
 
 def test_symmetric_scale_survives_dead_entries():
@@ -244,16 +247,3 @@ def test_sqnr():
     assert sqnr([3.0, 4.0], [3.0, 4.5]) == pytest.approx(20)
     assert sqnr([1.0], [1.0]) is None
     assert sqnr([0.0], [1.0]) is None
-
-
-def test_presets():
-    for name, affine in itertools.product(PRESETS, ("dyadic", "shift")):
-        preset = find_preset(name)
-        assert preset.name == name
-        assert preset.layernorm_spec(affine).affine == affine
-        assert preset.softmax_spec().code_bits == preset.code_bits
-    assert find_preset("default") == PRESETS[DEFAULT]
-    with pytest.raises(UserError, match=r"^Preset must be one of w8a8p4, w8a8p5, not 'w4a4'\.$"):
-        find_preset("w4a4")
-    with pytest.raises(UserError, match=r"^Affine must be one of dyadic, shift, not 'float'\.$"):
-        find_preset("default").layernorm_spec("float")
