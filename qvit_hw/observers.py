@@ -7,8 +7,10 @@ index along it (a channel, a head). Nothing is kept but extremes and, where an o
 distribution, a histogram whose bins double in width whenever the range outgrows them: the result
 depends neither on how many images there are in memory nor on the machine.
 
-The three that clip search on the histogram. ``OMSE`` and ``KL`` try the shrink factors 1.00, 0.99, ...
-0.11 of (low, high), as FQ-ViT (arXiv 2111.13824) does.
+Those that clip search on the histogram. ``percentile`` takes quantiles; ``omse`` has the least squared
+error; ``kl``, ``symkl`` and ``js`` compare the distributions before and after quantisation. They try the
+shrink factors 1.00, 0.99, ... 0.11 of (low, high) together, as FQ-ViT (arXiv 2111.13824) does, and then of
+either end alone: the short side of a skewed tensor (behind GELU) is not cut because the long one is.
 """
 
 from __future__ import annotations
@@ -25,11 +27,15 @@ __all__ = [
     "OBSERVERS",
     "EmaObserver",
     "Histogram",
+    "JsObserver",
     "KlObserver",
     "MinMaxObserver",
     "Observer",
     "OmseObserver",
     "PercentileObserver",
+    "SymmetricKlObserver",
+    "jensen_shannon",
+    "kullback_leibler",
     "make_observer",
 ]
 
@@ -48,10 +54,14 @@ class Observer(Protocol):
 
 
 class MinMaxObserver:
-    """The smallest and the largest value ever seen."""
+    """The smallest and the largest value ever seen.
 
-    def __init__(self, name: str, axis: int | None = None) -> None:
+    ``bits``: width of the codes to come, which the observers that search weigh clipping against.
+    """
+
+    def __init__(self, name: str, axis: int | None = None, bits: int = 8) -> None:
         self.name, self.axis = name, axis
+        self.levels = (1 << bits) - 1
         self._low: Floats | None = None
         self._high: Floats | None = None
 
@@ -105,8 +115,10 @@ class MinMaxObserver:
 class EmaObserver(MinMaxObserver):
     """Exponential moving average of each update's extremes: ``v += momentum * (new - v)``."""
 
-    def __init__(self, name: str, axis: int | None = None, momentum: float = 0.1) -> None:
-        super().__init__(name, axis)
+    def __init__(
+        self, name: str, axis: int | None = None, bits: int = 8, momentum: float = 0.1
+    ) -> None:
+        super().__init__(name, axis, bits)
         self.momentum = momentum
 
     def _take(self, groups: npt.NDArray[Any]) -> None:
@@ -160,8 +172,7 @@ class _HistogramObserver(MinMaxObserver):
     """Extremes and a histogram per group."""
 
     def __init__(self, name: str, axis: int | None = None, bits: int = 8) -> None:
-        super().__init__(name, axis)
-        self.levels = (1 << bits) - 1
+        super().__init__(name, axis, bits)
         self.histograms: list[Histogram] = []
 
     def _take(self, groups: npt.NDArray[Any]) -> None:
@@ -180,9 +191,17 @@ class _HistogramObserver(MinMaxObserver):
 
     def _clip(self, histogram: Histogram, low: float, high: float) -> tuple[float, float]:
         """Return the kept part of one group's range: by least cost over the shrink factors."""
-        costs = [self._cost(histogram, low * factor, high * factor) for factor in SHRINK]
-        best = float(SHRINK[int(np.argmin(costs))])
-        return low * best, high * best
+        both = [(low * float(factor), high * float(factor)) for factor in SHRINK]
+        best = self._least(histogram, both)
+        best = self._least(histogram, [best, *((best[0], end) for _, end in both)])
+        return self._least(histogram, [best, *((end, best[1]) for end, _ in both)])
+
+    def _least(
+        self, histogram: Histogram, ranges: list[tuple[float, float]]
+    ) -> tuple[float, float]:
+        """Return the first of the ranges with the least cost."""
+        costs = [self._cost(histogram, *ends) for ends in ranges if ends[0] < ends[1]]
+        return [ends for ends in ranges if ends[0] < ends[1]][int(np.argmin(costs))]
 
     def _cost(self, histogram: Histogram, low: float, high: float) -> float:
         raise NotImplementedError
@@ -191,8 +210,10 @@ class _HistogramObserver(MinMaxObserver):
 class PercentileObserver(_HistogramObserver):
     """The central part of the distribution: from the (1 - share) to the share quantile."""
 
-    def __init__(self, name: str, axis: int | None = None, share: float = 0.99999) -> None:
-        super().__init__(name, axis)
+    def __init__(
+        self, name: str, axis: int | None = None, bits: int = 8, share: float = 0.99999
+    ) -> None:
+        super().__init__(name, axis, bits)
         if not 0.5 < share <= 1:
             raise ValueError(f"Share must be above 0.5 and at most 1, not {share!r}")
         self.share = share
@@ -215,6 +236,21 @@ class OmseObserver(_HistogramObserver):
         return float((histogram.counts * (centres - (code - zero) * scale) ** 2).sum())
 
 
+def kullback_leibler(p: Floats, q: Floats) -> float:
+    """Information, in nats, that q loses of p: two distributions over the same bins, each with sum 1.
+
+    A bin of q that is empty while p's is not counts as 1e-12.
+    """
+    used = p > 0
+    return float((p[used] * np.log(p[used] / np.maximum(q[used], 1e-12))).sum())
+
+
+def jensen_shannon(p: Floats, q: Floats) -> float:
+    """Mean divergence of p and of q from their average: symmetric, from 0 to log 2."""
+    middle = (p + q) / 2
+    return (kullback_leibler(p, middle) + kullback_leibler(q, middle)) / 2
+
+
 class KlObserver(_HistogramObserver):
     """The shrunk range whose quantised distribution loses the least information.
 
@@ -229,6 +265,8 @@ class KlObserver(_HistogramObserver):
             return np.inf
         first, last = int(inside[0]), int(inside[-1])
         kept = histogram.counts[first : last + 1]
+        if not kept.any():
+            return np.inf
         reference = kept.copy()
         reference[0] += histogram.counts[:first].sum()
         reference[-1] += histogram.counts[last + 1 :].sum()
@@ -237,9 +275,24 @@ class KlObserver(_HistogramObserver):
         totals = np.bincount(level, weights=kept)
         members = np.bincount(level, weights=used.astype(np.float64))
         spread = np.where(used, totals[level] / np.maximum(members[level], 1), 0.0)
-        p, q = reference / reference.sum(), spread / max(float(spread.sum()), 1.0)
-        floor = 1e-12  # a bin that only outliers fill
-        return float((p[used] * np.log(p[used] / np.maximum(q[used], floor))).sum())
+        return self._divergence(reference / reference.sum(), spread / spread.sum())
+
+    def _divergence(self, p: Floats, q: Floats) -> float:
+        return kullback_leibler(p, q)
+
+
+class SymmetricKlObserver(KlObserver):
+    """As ``kl``, by the divergence in both directions: outliers cost less, empty levels more."""
+
+    def _divergence(self, p: Floats, q: Floats) -> float:
+        return kullback_leibler(p, q) + kullback_leibler(q, p)
+
+
+class JsObserver(KlObserver):
+    """As ``kl``, by the Jensen-Shannon divergence, which is bounded: outliers cost the least."""
+
+    def _divergence(self, p: Floats, q: Floats) -> float:
+        return jensen_shannon(p, q)
 
 
 OBSERVERS: dict[str, type[MinMaxObserver]] = {
@@ -248,12 +301,17 @@ OBSERVERS: dict[str, type[MinMaxObserver]] = {
     "percentile": PercentileObserver,
     "omse": OmseObserver,
     "kl": KlObserver,
+    "symkl": SymmetricKlObserver,
+    "js": JsObserver,
 }
 """Observers by the name that ``--observer`` takes."""
 
 
-def make_observer(kind: str, name: str, axis: int | None = None) -> Observer:
-    """Return an observer of this kind for the tensor ``name``; UserError for an unknown kind."""
+def make_observer(kind: str, name: str, axis: int | None = None, bits: int = 8) -> Observer:
+    """Return an observer of this kind for the tensor ``name``; UserError for an unknown kind.
+
+    ``bits``: width of the tensor's codes.
+    """
     if kind not in OBSERVERS:
         raise UserError(f"Observer must be one of {', '.join(OBSERVERS)}, not {kind!r}.")
-    return OBSERVERS[kind](name, axis)
+    return OBSERVERS[kind](name, axis, bits)

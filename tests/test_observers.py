@@ -10,10 +10,11 @@ from qvit_hw.observers import (
     OBSERVERS,
     EmaObserver,
     Histogram,
-    KlObserver,
     MinMaxObserver,
     OmseObserver,
     PercentileObserver,
+    jensen_shannon,
+    kullback_leibler,
     make_observer,
 )
 from qvit_hw.quantize import affine_grid
@@ -59,27 +60,102 @@ def test_percentile_never_exceeds_the_extremes():
     assert seen.range() == (bell().min(), bell().max())
 
 
+def error_of_range(values, low, high, bits):
+    grid = affine_grid(low, high, bits)
+    code = np.clip(np.floor(values / grid.scale + grid.zero_point + 0.5), grid.low, grid.high)
+    return ((values - (code - grid.zero_point) * grid.scale) ** 2).sum()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 700.0])
-def test_omse_is_the_best_shrink_factor(scale):
+def test_omse_is_the_best_shrink_factor(scale, bits):
     values = np.append(bell(), np.full(3, 30.0)) * scale
-    seen = OmseObserver("x")
+    seen = OmseObserver("x", bits=bits)
     for part in np.array_split(values, 3):
         seen.update(part)
     low, high = (float(end) for end in seen.range())
-
-    def error(factor):
-        grid = affine_grid(values.min() * factor, values.max() * factor)
-        code = np.clip(np.floor(values / grid.scale + grid.zero_point + 0.5), grid.low, grid.high)
-        return ((values - (code - grid.zero_point) * grid.scale) ** 2).sum()
-
-    best = min(error(percent / 100) for percent in range(11, 101))
-    assert error(high / values.max()) < 1.01 * best  # the histogram's bins cost the percent
-    assert low / values.min() == pytest.approx(high / values.max())
+    best = min(
+        error_of_range(values, values.min() * factor, values.max() * factor, bits)
+        for factor in np.arange(11, 101) / 100
+    )
+    assert error_of_range(values, low, high, bits) < 1.01 * best  # the bins cost the percent
     assert high < values.max()
+    # Neither end alone can be better by more than a step of the search.
+    for factor in np.arange(50, 151) / 100:
+        for ends in ((low * factor, high), (low, high * factor)):
+            assert error_of_range(values, *ends, bits) > 0.97 * error_of_range(
+                values, low, high, bits
+            )
 
 
-def test_kl_clips_outliers_and_keeps_a_flat_distribution():
-    flat, spiky = KlObserver("flat"), KlObserver("spiky")
+def test_fewer_bits_clip_more():
+    tops = []
+    for bits in (3, 4, 6, 8):
+        seen = OmseObserver("x", bits=bits)
+        seen.update(bell(size=200_000))
+        tops.append(float(seen.range()[1]))
+    assert tops == sorted(tops)
+    assert tops[0] < 0.7 * tops[-1]
+
+
+def test_the_short_side_is_kept_when_the_long_one_is_cut():
+    values = bell(size=200_000) * 2
+    values = np.append(np.where(values > 0, values, np.sin(values)), [30.0])
+    seen = OmseObserver("x", bits=6)
+    seen.update(values)
+    low, high = (float(end) for end in seen.range())
+    assert high < 15
+    assert low < 0.7 * values.min()
+    joint = values.min() * high / 30, high  # what one factor for both ends would have given
+    assert error_of_range(values, low, high, 6) < error_of_range(values, *joint, 6)
+
+
+def test_divergences_of_known_distributions():
+    p, q = np.array([0.5, 0.5, 0.0]), np.array([0.25, 0.25, 0.5])
+    assert kullback_leibler(p, p) == jensen_shannon(p, p) == 0
+    assert kullback_leibler(p, q) == pytest.approx(np.log(2))
+    # The empty bin of p counts as 1e-12.
+    assert kullback_leibler(q, p) == pytest.approx(-0.5 * np.log(2) + 0.5 * np.log(0.5e12))
+    middle = np.array([0.375, 0.375, 0.25])
+    by_hand = (np.log(4 / 3) + 0.5 * np.log(2 / 3) + 0.5 * np.log(2)) / 2
+    assert jensen_shannon(p, q) == jensen_shannon(q, p) == pytest.approx(by_hand)
+    assert by_hand == (kullback_leibler(p, middle) + kullback_leibler(q, middle)) / 2
+    assert jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "divergence"),
+    [
+        ("kl", kullback_leibler),
+        ("symkl", lambda p, q: kullback_leibler(p, q) + kullback_leibler(q, p)),
+        ("js", jensen_shannon),
+    ],
+)
+def test_divergence_of_a_histogram_by_hand(kind, divergence):
+    """Eight bins of width 1, two levels: every step of the cost can be done by hand."""
+    seen = make_observer(kind, "x", bits=1)
+    histogram = Histogram(half=4)
+    counts = [1, 0, 2, 4, 4, 2, 0, 3]
+    histogram.update(np.repeat(np.arange(-4, 4) + 0.5, counts))
+    assert histogram.counts.tolist() == counts
+    # -3 to 3 keeps 6 bins, whose ends take the outliers; two levels of three bins each. The first bin is
+    # empty but for its outlier: three bins of the first level are used, and share 0 + 2 + 4.
+    p = np.array([1, 2, 4, 4, 2, 3]) / 16
+    q = np.array([2, 2, 2, 2, 2, 2]) / 12
+    assert seen._cost(histogram, -3.0, 3.0) == pytest.approx(divergence(p, q))
+    # Everything: four bins a level, one of them empty for good.
+    p = np.array([1, 0, 2, 4, 4, 2, 0, 3]) / 16
+    q = np.array([7 / 3, 0, 7 / 3, 7 / 3, 3, 3, 0, 3]) / 16
+    assert seen._cost(histogram, -4.0, 4.0) == pytest.approx(divergence(p, q))
+    assert seen._cost(histogram, -0.6, 0.0) == np.inf  # a single bin is no distribution
+    empty = Histogram(half=4)
+    empty.update(np.array([-3.5, 3.5]))
+    assert seen._cost(empty, -2.0, 2.0) == np.inf
+
+
+@pytest.mark.parametrize("kind", ["kl", "symkl", "js"])
+def test_divergence_clips_outliers_and_keeps_a_flat_distribution(kind):
+    flat, spiky = make_observer(kind, "flat"), make_observer(kind, "spiky")
     flat.update(np.linspace(-1, 1, 50_000))
     low, high = flat.range()
     assert low < -0.9
