@@ -2,10 +2,12 @@
 """The two products of attention: q.k to base-2 scores, log2 codes with v by shifts.
 
     acc_ij   = sum_k q_ik * k_jk                         q, k symmetric codes, a scale per head
-    score_ij = sat(rs(acc_ij * M_h, N_h))                one (M, N) per head
+    score_ij = sat(rs(acc_ij * M_h, N_h) + bias_hij)     one (M, N) per head
 
-M_h / 2**N_h is ``s_q * s_k * log2(e) / sqrt(d) * 2**f``: what comes out is what golden.softmax wants. Then,
-with v symmetric, codes c of that softmax, top = T the deepest octave that counts:
+M_h / 2**N_h is ``s_q * s_k * log2(e) / sqrt(d) * 2**f``: what comes out is what golden.softmax wants. The
+bias, where a network has one (Swin's relative positions), is in the same units, times ``log2(e) * 2**f``,
+and joins before the saturation: what it pulls back into range is kept. Then, with v symmetric, codes c of
+that softmax, top = T the deepest octave that counts:
 
     acc_j = sum_i v_ij << (T - c_i)                      base 2: a code means 2**-c
     even  = sum_i v_ij << (T - c_i / 2)                  base sqrt 2, even codes
@@ -50,9 +52,9 @@ import numpy as np
 import numpy.typing as npt
 
 from golden.bounds import Interval
-from golden.fixedpoint import Ints, integer, rounding_shift
+from golden.fixedpoint import Ints, integer, integers, rounding_shift, saturate
 from golden.matmul import exact_matmul
-from golden.requant import RequantParams, RequantSpec, requantise
+from golden.requant import MULTIPLIER, RequantParams, RequantSpec, requantise, rescale
 from golden.softmax import SoftmaxSpec
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "SQRT2_BITS",
     "AttendSpec",
     "AttendTrace",
+    "ScoreParams",
     "ScoreSpec",
     "attend",
     "attend_rows",
@@ -102,24 +105,22 @@ class ScoreSpec:
     def bounds(self) -> dict[str, Interval]:
         """Interval of every intermediate value."""
         code = Interval.of_bits(self.bits, signed=True)
+        acc = (code * code).sum_of(self.head_dim)
+        score = Interval.of_bits(self.score_bits, signed=True)
         return {
             "input": code,
             "product": code * code,
-            "acc": (code * code).sum_of(self.head_dim),
-            "score": Interval.of_bits(self.score_bits, signed=True),
+            "acc": acc,
+            "scaled": acc * MULTIPLIER,  # N may be 0
+            "bias": score,
+            "biased": acc * MULTIPLIER + score,
+            "score": score,
         }
 
     @property
     def requant(self) -> RequantSpec:
         """Spec of the requantiser."""
         return RequantSpec(acc_bits=max(8, self.bounds["acc"].bits), out_bits=self.score_bits)
-
-
-def _per_head(
-    acc: npt.NDArray[np.int64], spec: RequantSpec, params: RequantParams
-) -> npt.NDArray[np.int64]:
-    """Requantise [..., heads, rows, columns] with one channel of parameters per head."""
-    return np.moveaxis(requantise(np.moveaxis(acc, -3, -1), spec, params), -1, -3)
 
 
 def _heads(value: Ints, name: str, legal: Interval) -> Ints:
@@ -136,22 +137,45 @@ def _heads(value: Ints, name: str, legal: Interval) -> Ints:
     return array
 
 
-def check_scores(spec: ScoreSpec, params: RequantParams) -> None:
-    """Raise TypeError or ValueError unless the scores' parameters suit ``spec``."""
-    params.check(spec.requant)
-    if params.zero_point:
-        raise ValueError(f"Zero point of scores must be 0, not {params.zero_point!r}")
+@dataclass(frozen=True, eq=False)
+class ScoreParams:
+    """What changes per layer.
+
+    requant: one channel per head (or one for all), zero point 0.  bias: [heads, N, M] in units of a score and
+    within its range, or None.
+    """
+
+    requant: RequantParams
+    bias: Ints | None = None
+
+    def check(self, spec: ScoreSpec) -> None:
+        """Raise TypeError or ValueError unless the parameters suit ``spec``."""
+        self.requant.check(spec.requant)
+        if self.requant.zero_point:
+            raise ValueError(f"Zero point of scores must be 0, not {self.requant.zero_point!r}")
+        if self.bias is None:
+            return
+        bias, heads = integers(self.bias, "Bias"), np.shape(self.requant.multiplier)[0]
+        if bias.ndim != 3 or heads not in (1, bias.shape[0]):
+            wanted = "heads" if heads == 1 else heads
+            raise ValueError(f"Bias must be [{wanted}, rows, columns], not shape {bias.shape!r}")
+        spec.bounds["bias"].require(bias, "Bias")
+
+
+def _heads_last(value: Ints) -> Ints:
+    """[..., heads, rows, columns] to [..., rows, columns, heads]: a requantiser's channels are heads."""
+    return np.moveaxis(value, -3, -1)
 
 
 def attention_scores(
-    q: Ints, k: Ints, spec: ScoreSpec, params: RequantParams
+    q: Ints, k: Ints, spec: ScoreSpec, params: ScoreParams
 ) -> npt.NDArray[np.int64]:
     """Scores [..., heads, N, M] of q [..., heads, N, d] and k [..., heads, M, d].
 
-    ``params``: one channel per head (or one for all), zero point 0. TypeError for floats, ValueError for
-    a value or length out of range.
+    The bias serves all leading axes (images, windows). TypeError for floats, ValueError for a value or
+    length out of range.
     """
-    check_scores(spec, params)
+    params.check(spec)
     legal = spec.bounds["input"]
     queries, keys = _heads(q, "Queries", legal), _heads(k, "Keys", legal)
     if not 1 <= queries.shape[-1] <= spec.head_dim:
@@ -161,7 +185,14 @@ def attention_scores(
     if keys.shape[-1] != queries.shape[-1]:
         raise ValueError(f"Keys must have {queries.shape[-1]} channels, not {keys.shape[-1]!r}")
     acc = exact_matmul(queries, keys.swapaxes(-1, -2), legal, legal)
-    return _per_head(acc, spec.requant, params)
+    scaled = np.moveaxis(rescale(_heads_last(acc), spec.requant, params.requant), -1, -3)
+    if params.bias is not None:
+        if params.bias.shape != scaled.shape[-3:]:
+            raise ValueError(
+                f"Bias must have shape {scaled.shape[-3:]!r}, not {params.bias.shape!r}"
+            )
+        scaled = scaled + integers(params.bias, "Bias")
+    return saturate(scaled, spec.score_bits)
 
 
 # --------------------------------------------------------------------------------------- codes.v
@@ -306,7 +337,8 @@ def attend_trace(codes: Ints, v: Ints, spec: AttendSpec, params: RequantParams) 
     if not bounds["acc"].holds(acc):
         span = f"{int(acc.min())} to {int(acc.max())}"
         raise ValueError(f"Codes must be a softmax's, not lead to accumulators from {span}")
-    return AttendTrace(even, odd, acc, _per_head(acc, spec.requant, params))
+    code = np.moveaxis(requantise(_heads_last(acc), spec.requant, params), -1, -3)
+    return AttendTrace(even, odd, acc, code)
 
 
 def attend(codes: Ints, v: Ints, spec: AttendSpec, params: RequantParams) -> npt.NDArray[np.int64]:
@@ -359,25 +391,48 @@ def _params(rng: np.random.Generator, heads: int, acc: Interval, bits: int) -> R
 
 def score_rows(
     spec: ScoreSpec, seed: int = 0
-) -> Iterator[tuple[str, npt.NDArray[np.int64], npt.NDArray[np.int64], RequantParams]]:
-    """Yield (name, q [2, n, d], k [2, m, d], params): both ends of the accumulator, one channel, ties."""
+) -> Iterator[tuple[str, npt.NDArray[np.int64], npt.NDArray[np.int64], ScoreParams]]:
+    """Yield (name, q [2, n, d], k [2, m, d], params): both ends of the accumulator, one channel, ties.
+
+    Biases reach each end of the score from inside, pass it by one, and pull a product that is far beyond
+    it back into range.
+    """
     rng = np.random.default_rng(seed)
-    code, full = spec.bounds["input"], spec.head_dim
+    code, full, score = spec.bounds["input"], spec.head_dim, spec.bounds["score"]
     low, high = code.low, code.high
 
     def draw(*shape: int) -> npt.NDArray[np.int64]:
         return rng.integers(low, high, shape, endpoint=True)
 
-    params = _params(rng, 2, spec.bounds["acc"], spec.score_bits)
+    params = ScoreParams(_params(rng, 2, spec.bounds["acc"], spec.score_bits))
     ends = np.stack([np.full((2, full), value) for value in (low, high)], axis=1)
     yield "both ends", ends, ends, params
+    for name, value in (("lowest bias", score.low), ("highest bias", score.high)):
+        unscaled = RequantParams(multiplier=np.array([65535]), shift=np.array([0]), zero_point=0)
+        bias = np.full((2, 2, 2), value)
+        yield f"both ends, {name}", ends, ends, ScoreParams(unscaled, bias)
     yield "zero", np.zeros((2, 1, full), np.int64), draw(2, 3, full), params
     for d in sorted({1, full // 2 or 1, full}):
-        yield f"random, {d} channels", draw(2, 3, d), draw(2, 5, d), params
-    # acc = 2a+1 with a factor of 2**-1: a tie at every odd accumulator.
+        q, k = draw(2, 3, d), draw(2, 5, d)
+        yield f"random, {d} channels", q, k, params
+        bias = rng.integers(score.low, score.high, (2, 3, 5), endpoint=True)
+        yield f"random, {d} channels, bias", q, k, ScoreParams(params.requant, bias)
+    # A factor of 2**-1: a tie at every odd accumulator.
     halves = RequantParams(multiplier=np.array([1 << 15]), shift=np.array([16]), zero_point=0)
-    one = np.ones((2, 1, 1), np.int64)
-    yield "ties", one, np.arange(low, high + 1).reshape(1, -1, 1).repeat(2, axis=0), halves
+    one, every = np.ones((2, 1, 1), np.int64), np.arange(low, high + 1)
+    keys = every.reshape(1, -1, 1).repeat(2, axis=0)
+    yield "ties", one, keys, ScoreParams(halves)
+    rounded = (every + 1) >> 1
+    for end in (score.low, score.high):
+        for off in (-1, 0, 1):
+            # Within the bias's own range: half of the scores, those of the same sign, arrive there.
+            bias = np.clip(end + off - rounded, score.low, score.high).reshape(1, 1, -1)
+            yield f"{end} {off:+d}", one, keys, ScoreParams(halves, bias.repeat(2, axis=0))
+    # Without a bias every score but 0 saturates here (N = 0, M at least 2**15).
+    plain = RequantParams(multiplier=np.array([1 << 15]), shift=np.array([0]), zero_point=0)
+    small = np.array([-1, 0, 1]).reshape(1, 3, 1).repeat(2, axis=0)
+    for end in (score.low, score.high):
+        yield f"far beyond, bias {end}", one, small, ScoreParams(plain, np.full((2, 1, 3), end))
 
 
 def attend_rows(

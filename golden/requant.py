@@ -21,7 +21,15 @@ import numpy.typing as npt
 from golden.bounds import Interval
 from golden.fixedpoint import Ints, integer, integers, rounding_shift, saturate
 
-__all__ = ["SPEC_GRID", "RequantParams", "RequantSpec", "corner_rows", "factor", "requantise"]
+__all__ = [
+    "SPEC_GRID",
+    "RequantParams",
+    "RequantSpec",
+    "corner_rows",
+    "factor",
+    "requantise",
+    "rescale",
+]
 
 MULTIPLIER = Interval(1 << 15, (1 << 16) - 1)
 """Legal values of M."""
@@ -105,11 +113,8 @@ def _nearest(ratio: Fraction, shift: int) -> int:
     return (2 * scaled.numerator + scaled.denominator) // (2 * scaled.denominator)
 
 
-def requantise(acc: Ints, spec: RequantSpec, params: RequantParams) -> npt.NDArray[np.int64]:
-    """Codes of accumulators of shape [..., C] within ``spec.acc_bits``; int64, the same shape.
-
-    One channel of parameters serves every channel. TypeError for floats, ValueError out of range.
-    """
+def rescale(acc: Ints, spec: RequantSpec, params: RequantParams) -> npt.NDArray[np.int64]:
+    """``rs(acc * M, N)`` of accumulators [..., C], neither offset nor saturated; as :func:`requantise`."""
     params.check(spec)
     a = integers(acc, "Accumulators")
     if not spec.bounds["acc"].holds(a):
@@ -118,8 +123,15 @@ def requantise(acc: Ints, spec: RequantSpec, params: RequantParams) -> npt.NDArr
     channels = np.shape(params.multiplier)[0]
     if channels not in (1, a.shape[-1]):
         raise ValueError(f"Channels must be {channels}, not {a.shape[-1]!r}")
-    scaled = rounding_shift(a * integers(params.multiplier, "Multiplier"), params.shift)
-    return saturate(scaled + params.zero_point, spec.out_bits)
+    return rounding_shift(a * integers(params.multiplier, "Multiplier"), params.shift)
+
+
+def requantise(acc: Ints, spec: RequantSpec, params: RequantParams) -> npt.NDArray[np.int64]:
+    """Codes of accumulators of shape [..., C] within ``spec.acc_bits``; int64, the same shape.
+
+    One channel of parameters serves every channel. TypeError for floats, ValueError out of range.
+    """
+    return saturate(rescale(acc, spec, params) + params.zero_point, spec.out_bits)
 
 
 SPEC_GRID: tuple[RequantSpec, ...] = (

@@ -19,6 +19,7 @@ from golden.attention import (
     SQRT2,
     SQRT2_BITS,
     AttendSpec,
+    ScoreParams,
     ScoreSpec,
     attend,
     attend_rows,
@@ -32,21 +33,27 @@ from golden.softmax import SoftmaxParams, SoftmaxSpec, softmax, softmax_trace
 ONE = RequantParams(multiplier=np.array([1 << 15]), shift=np.array([20]), zero_point=0)
 
 
-def rounded(acc: int, params: RequantParams, head: int, bits: int) -> int:
-    """sat(rs(acc * M, N) + z) in unbounded integers."""
+def rounded(acc: int, params: RequantParams, head: int, bits: int, offset: int) -> int:
+    """sat(rs(acc * M, N) + offset) in unbounded integers."""
     head %= len(params.multiplier)
     m, n, half = int(params.multiplier[head]), int(params.shift[head]), 1 << (bits - 1)
-    return max(-half, min(half - 1, ((acc * m + ((1 << n) >> 1)) >> n) + params.zero_point))
+    return max(-half, min(half - 1, ((acc * m + ((1 << n) >> 1)) >> n) + offset))
 
 
-def scalar_scores(q: np.ndarray, k: np.ndarray, spec: ScoreSpec, params: RequantParams) -> list:
+def scalar_scores(q: np.ndarray, k: np.ndarray, spec: ScoreSpec, params: ScoreParams) -> list:
     return [
         [
             [
-                rounded(sum(a * b for a, b in zip(x, y, strict=True)), params, h, spec.score_bits)
-                for y in keys
+                rounded(
+                    sum(a * b for a, b in zip(x, y, strict=True)),
+                    params.requant,
+                    h,
+                    spec.score_bits,
+                    0 if params.bias is None else int(params.bias[h, i, j]),
+                )
+                for j, y in enumerate(keys)
             ]
-            for x in queries
+            for i, x in enumerate(queries)
         ]
         for h, (queries, keys) in enumerate(zip(q.tolist(), k.tolist(), strict=True))
     ]
@@ -72,7 +79,7 @@ def scalar_attend(
                         even += value[j] << (top - c // 2) if c % 2 == 0 else 0
                         odd += value[j] << (top - (c + 1) // 2) if c % 2 else 0
                 acc = even + ((odd * SQRT2 + (1 << 14)) >> SQRT2_BITS)
-                line.append(rounded(acc, params, h, spec.out_bits))
+                line.append(rounded(acc, params, h, spec.out_bits, params.zero_point))
             out.append(line)
         heads.append(out)
     return heads
@@ -97,6 +104,30 @@ def test_corner_scores_equal_the_scalar_formula(spec, name, q, k, params) -> Non
         assert spec.bounds["acc"].low == spec.head_dim * low * high
 
 
+@pytest.mark.parametrize("spec", SCORE_GRID)
+def test_the_bias_reaches_both_ends_from_inside_by_one_and_from_far_beyond(spec: ScoreSpec) -> None:
+    score, seen, pulled = spec.bounds["score"], set(), set()
+    widest: list[int] = []
+    for name, q, k, params in score_rows(spec):
+        if params.bias is None:
+            continue
+        acc, requant = q @ k.swapaxes(-1, -2), params.requant
+        m, n = (x.reshape(-1, 1, 1) for x in (requant.multiplier, requant.shift))
+        scaled = (acc * m + ((1 << n) >> 1)) >> n
+        seen |= set((scaled + params.bias).ravel().tolist())
+        got = attention_scores(q, k, spec, params)
+        # Saturating before the bias as well would be wrong: these scores tell the two apart.
+        early = np.clip(np.clip(scaled, score.low, score.high) + params.bias, score.low, score.high)
+        pulled |= {int(b > 0) for b in np.broadcast_to(params.bias, got.shape)[got != early]}
+        assert spec.bounds["scaled"].holds(scaled) and spec.bounds["bias"].holds(params.bias)
+        if name.startswith("both ends"):
+            widest += [int((scaled + params.bias).min()), int((scaled + params.bias).max())]
+    for end in (score.low, score.high):
+        assert {end - 1, end, end + 1} <= seen
+    assert pulled == {0, 1}
+    assert [min(widest), max(widest)] == [spec.bounds["biased"].low, spec.bounds["biased"].high]
+
+
 @given(st.data())
 def test_random_scores_equal_the_scalar_formula(data: st.DataObject) -> None:
     spec, seed = data.draw(st.sampled_from(SCORE_GRID)), data.draw(st.integers(0, 1 << 32))
@@ -105,27 +136,35 @@ def test_random_scores_equal_the_scalar_formula(data: st.DataObject) -> None:
     q = rng.integers(code.low, code.high, (heads, 2, d), endpoint=True)
     k = rng.integers(code.low, code.high, (heads, 3, d), endpoint=True)
     channels = data.draw(st.sampled_from((1, heads)))
-    params = RequantParams(
+    requant = RequantParams(
         multiplier=rng.integers(1 << 15, 1 << 16, channels),
         shift=rng.integers(0, 30, channels),
         zero_point=0,
     )
+    score = spec.bounds["score"]
+    bias = rng.integers(score.low, score.high, (heads, 2, 3), endpoint=True)
+    params = ScoreParams(requant, data.draw(st.sampled_from((None, bias))))
     assert attention_scores(q, k, spec, params).tolist() == scalar_scores(q, k, spec, params)
 
 
 def test_scores_of_a_batch() -> None:
     rng = np.random.default_rng(0)
     q, k = rng.integers(-128, 128, (2, 3, 4, 5, 8)).astype(np.int8)
-    params = RequantParams(
+    requant = RequantParams(
         multiplier=np.array([32768, 40000, 50000, 65535]), shift=np.full(4, 17), zero_point=0
     )
-    whole = attention_scores(q, k, ScoreSpec(), params)
-    assert whole.shape == (3, 4, 5, 5)
-    assert whole[1].tolist() == scalar_scores(q[1], k[1], ScoreSpec(), params)
+    for bias in (None, rng.integers(-900, 900, (4, 5, 5)).astype(np.int16)):
+        params = ScoreParams(requant, bias)
+        whole = attention_scores(q, k, ScoreSpec(), params)
+        assert whole.shape == (3, 4, 5, 5)
+        assert whole[1].tolist() == scalar_scores(q[1], k[1], ScoreSpec(), params)
+    windows = attention_scores(np.stack([q, q]), np.stack([k, k]), ScoreSpec(), params)
+    assert (windows == whole).all()
 
 
 def test_score_errors() -> None:
     spec, good = ScoreSpec(), np.zeros((1, 2, 64), np.int8)
+    plain, bias = ScoreParams(ONE), np.zeros((1, 2, 2), int)
     for fields, message in (
         ({"head_dim": 0}, r"^Head dimension must be from 1 to 512, not 0$"),
         ({"bits": 9}, r"^Input width must be from 4 to 8, not 9$"),
@@ -134,19 +173,34 @@ def test_score_errors() -> None:
         with pytest.raises(ValueError, match=message):
             ScoreSpec(**fields)
     with pytest.raises(TypeError, match=r"^Queries must be an array of integers, not float64$"):
-        attention_scores(np.zeros((1, 2, 3)), good, spec, ONE)  # type: ignore[arg-type]
+        attention_scores(np.zeros((1, 2, 3)), good, spec, plain)  # type: ignore[arg-type]
     with pytest.raises(
         ValueError, match=r"^Keys must be \[\.\.\., heads, tokens, channels\], not "
     ):
-        attention_scores(good, good[0], spec, ONE)
+        attention_scores(good, good[0], spec, plain)
     with pytest.raises(ValueError, match=r"^Keys must be from -128 to 127, not 200 to 200$"):
-        attention_scores(good, np.full((1, 2, 64), 200), spec, ONE)
+        attention_scores(good, np.full((1, 2, 64), 200), spec, plain)
     with pytest.raises(ValueError, match=r"^Keys must have 64 channels, not 63$"):
-        attention_scores(good, good[..., 1:], spec, ONE)
+        attention_scores(good, good[..., 1:], spec, plain)
     with pytest.raises(ValueError, match=r"^Head dimension must be from 1 to 64, not 65$"):
-        attention_scores(np.zeros((1, 2, 65), int), good, spec, ONE)
+        attention_scores(np.zeros((1, 2, 65), int), good, spec, plain)
     with pytest.raises(ValueError, match=r"^Zero point of scores must be 0, not 3$"):
-        attention_scores(good, good, spec, replace(ONE, zero_point=3))
+        attention_scores(good, good, spec, ScoreParams(replace(ONE, zero_point=3)))
+    with pytest.raises(TypeError, match=r"^Bias must be an array of integers, not float64$"):
+        attention_scores(good, good, spec, replace(plain, bias=bias * 0.5))
+    with pytest.raises(ValueError, match=r"^Bias must be from -2048 to 2047, not 2048$"):
+        attention_scores(good, good, spec, replace(plain, bias=bias + 2048))
+    with pytest.raises(ValueError, match=r"^Bias must have shape \(1, 2, 2\), not \(1, 2, 3\)$"):
+        attention_scores(good, good, spec, replace(plain, bias=np.zeros((1, 2, 3), int)))
+    with pytest.raises(
+        ValueError, match=r"^Bias must be \[heads, rows, columns\], not shape \(2,\)$"
+    ):
+        replace(plain, bias=np.zeros(2, int)).check(spec)
+    two = replace(ONE, multiplier=ONE.multiplier.repeat(2), shift=ONE.shift.repeat(2))
+    with pytest.raises(
+        ValueError, match=r"^Bias must be \[2, rows, columns\], not shape \(1, 2, 2\)$"
+    ):
+        ScoreParams(two, bias).check(spec)
 
 
 # --------------------------------------------------------------------------------------- codes.v
