@@ -152,9 +152,8 @@ def join_heads(x: Tensor, windows: Tensor | None) -> Tensor:
 class Scores(Node):
     """Attention scores of qkv [B, N, 3C], times log2(e): base-2 exponents, [B, (W,) heads, n, n].
 
-    scale: what q.k is multiplied by (without log2(e)).  windows: [W, n] token indices, None for one window of
-    all tokens.  bias: [heads, n, n], added to the natural scores, or None.  mask: [W, n, n], True where a pair
-    is left out, or None.
+    scale: what q.k is multiplied by (without log2(e)).  windows: [W, n] token indices, None for one
+    window of all tokens.  bias: [heads, n, n], added to the natural scores, or None.
     """
 
     op = "scores"
@@ -162,7 +161,6 @@ class Scores(Node):
     scale: float
     windows: Tensor | None = None
     bias: Tensor | None = None
-    mask: Tensor | None = None
 
     LOG2E: ClassVar[float] = 1.4426950408889634
 
@@ -176,7 +174,10 @@ class Scores(Node):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Softmax(Node):
-    """Softmax to base 2 over the last axis; ``mask`` as in the :class:`Scores` before it."""
+    """Softmax to base 2 over the last axis.
+
+    mask: [W, n, n], True where a pair is left out, or None.
+    """
 
     op = "softmax"
     mask: Tensor | None = None
@@ -302,6 +303,23 @@ class Network:
         """The nodes that take each tensor."""
         names = (IMAGE, *(node.name for node in self.nodes))
         return {n: tuple(node for node in self.nodes if n in node.inputs) for n in names}
+
+    def kind(self, node: Node) -> str:
+        """What sort of codes a node's tensor has as integers.
+
+        "accumulators": sums that another operator requantises, or the logits.  "heads": q, k and v.
+        "stream": the residual stream, read by LayerNorm.  "features": between operators.  "scores", "codes".
+        """
+        if isinstance(node, Embed | Residual | Start | Merge):
+            return "stream"
+        if isinstance(node, Pool | Select):
+            return self.kind(self[node.inputs[0]])
+        if isinstance(node, Scores | Softmax):
+            return "scores" if isinstance(node, Scores) else "codes"
+        if isinstance(node, Linear | PatchEmbed):
+            readers = {reader.op for reader in self.consumers[node.name]}
+            return "heads" if "scores" in readers else "features" if "gelu" in readers else "accumulators"
+        return "features"
 
     def of(self, *ops: str) -> list[Node]:
         """All nodes of these operators, in order."""
