@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small integer networks by hand: random integers, scaled so that no tensor sticks to the ends of its range."""
+"""Small integer networks by hand: random integers, scaled so that few tensors reach an end of their range."""
 
 from collections.abc import Mapping
 from fractions import Fraction
