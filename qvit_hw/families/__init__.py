@@ -3,19 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from qvit_hw.errors import UserError
+from qvit_hw.families.swin import lower_swin
 from qvit_hw.families.vit import lower_vit
 from qvit_hw.network import Network
 
 __all__ = ["SUPPORTED", "lower"]
 
-SUPPORTED: tuple[type[nn.Module], ...] = (VisionTransformer, VisionTransformerDistilled)
+_ADAPTERS: dict[type[nn.Module], Callable[..., Network]] = {
+    VisionTransformer: lower_vit,
+    VisionTransformerDistilled: lower_vit,
+    SwinTransformer: lower_swin,
+}
+SUPPORTED = tuple(_ADAPTERS)
 """Classes that :func:`lower` knows; not their subclasses, which may compute something else."""
 
 
@@ -35,11 +42,11 @@ def lower(
 
     Raises UserError, in one sentence with the name of the module, for whatever is not understood.
     """
-    if type(model) not in SUPPORTED:
-        names = " or ".join(kind.__name__ for kind in SUPPORTED)
-        raise UserError(f"Model must be timm's {names}, not {type(model).__name__}.")
-    if isinstance(model, VisionTransformer):
-        network = lower_vit(model, mean, std)
+    if type(model) not in _ADAPTERS:
+        names = [kind.__name__ for kind in SUPPORTED]
+        known = f"{', '.join(names[:-1])} or {names[-1]}"
+        raise UserError(f"Model must be timm's {known}, not {type(model).__name__}.")
+    network = _ADAPTERS[type(model)](model, mean, std)
     if input_size is not None and network.input_size != tuple(input_size):
         raise UserError(
             f"Input of the model must be {network.input_size}, not {tuple(input_size)}."

@@ -9,6 +9,7 @@ equal to the model or does not exist.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -49,11 +50,17 @@ _FUNCTIONS: dict[type[nn.Module], str] = {
 }
 
 
+@dataclass(frozen=True, eq=False)
 class Window:
-    """How an attention sees the tokens: index [W, n], bias [heads, n, n], mask [W, n, n] or None."""
+    """How an attention sees the tokens.
 
-    def __init__(self, index: Tensor, bias: Tensor, mask: Tensor | None) -> None:
-        self.index, self.bias, self.mask = index, bias, mask
+    index: [W, n] tokens of each window, None for one window of all tokens.  bias: [heads, n, n].
+    mask: [W, n, n], True where a pair is left out, or None.
+    """
+
+    index: Tensor | None
+    bias: Tensor
+    mask: Tensor | None
 
 
 class Builder:
@@ -62,6 +69,7 @@ class Builder:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.nodes: list[Node] = []
+        self.input_size = (0, 0, 0)
         self._taken: set[str] = set()
 
     # ------------------------------------------------------------------------ what the model holds
@@ -134,6 +142,7 @@ class Builder:
             raise UserError(
                 f"Image size must be a multiple of the patch of {patch} pixels, not {size}."
             )
+        self.input_size = (conv.in_channels, *embed.img_size)
         weight = conv.weight.detach().double()
         shift, scale = (torch.tensor(x, dtype=torch.float64).reshape(-1, 1, 1) for x in (mean, std))
         bias = _bias(conv).double() - (weight * (shift / scale)).sum(dim=(1, 2, 3))
@@ -211,7 +220,7 @@ class Builder:
         branch = self.linear(f"{path}.mlp.fc2", hidden, f"{path}.ls2")
         return self.add(Residual(name=f"{path}.residual2", inputs=(stream, branch)))
 
-    def finish(self, input_size: tuple[int, int, int]) -> Network:
+    def finish(self) -> Network:
         """Return the network; refuse what no node stands for."""
         for path, module in self.model.named_modules():
             leaf = not any(module.children())
@@ -220,7 +229,7 @@ class Builder:
         for path, _ in self.model.named_parameters():
             if path not in self._taken and path.rpartition(".")[0] not in self._taken:
                 raise UserError(f"Parameter {path!r} has no integer counterpart.")
-        return Network(tuple(self.nodes), input_size)
+        return Network(tuple(self.nodes), self.input_size)
 
 
 def _bias(module: nn.Linear | nn.Conv2d) -> Tensor:

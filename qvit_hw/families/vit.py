@@ -36,7 +36,7 @@ def lower_vit(model: VisionTransformer, mean: Sequence[float], std: Sequence[flo
         stream = build.block(path, stream)
     features = build.norm("norm", stream) if build.has("norm") else stream
     _head(build, model, features)
-    return build.finish((model.patch_embed.proj.in_channels, *model.patch_embed.img_size))
+    return build.finish()
 
 
 def _embed(
