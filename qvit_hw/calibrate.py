@@ -7,9 +7,9 @@ calibrated model, and the golden model alone turns them into outputs. Float only
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from qvit_hw.bundle import LayerData, check_target, write_bundle
-from qvit_hw.calibrated import CalibratedModel, calibrate_model
+from qvit_hw.calibrated import CalibratedModel
 from qvit_hw.errors import UserError
+from qvit_hw.export import export
 from qvit_hw.models import LoadedModel, load_model
-from qvit_hw.models.images import load_images, normalise
-from qvit_hw.observation import Observations, observe, split_heads
+from qvit_hw.models.images import load_images
+from qvit_hw.network import LayerNorm, Network, Node, Scores, split_heads
+from qvit_hw.observation import Observations, observe
 from qvit_hw.observers import make_observer
+from qvit_hw.plan import count_tokens, make_plan
 from qvit_hw.presets import Preset, find_preset
 from qvit_hw.references import (
     layernorm_metrics,
@@ -32,11 +35,16 @@ from qvit_hw.references import (
     softmax_metrics,
     softmax_vectors,
 )
+from qvit_hw.stored_plan import pack_plan
 
-if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
-
-__all__ = ["CALIBRATION_IMAGES", "VECTOR_ROWS", "build_layers", "pick_images", "run"]
+__all__ = [
+    "CALIBRATION_IMAGES",
+    "VECTOR_ROWS",
+    "build_layers",
+    "calibrate_network",
+    "pick_images",
+    "run",
+]
 
 CALIBRATION_IMAGES = 32
 VECTOR_ROWS = 257
@@ -65,9 +73,11 @@ def run(
     make_observer(observer, "probe")
     check_target(out)
     loaded = load_model(model, checkpoint=checkpoint, pretrained=pretrained)
-    tokens = loaded.model.patch_embed.num_patches + loaded.model.num_prefix_tokens
+    network = loaded.network
+    channels = max(node.gamma.numel() for node in network if isinstance(node, LayerNorm))
+    _check_rows(model, "channels", channels, layernorm_spec.max_channels)
+    tokens = max((row_length(network, node) for node in network.of("softmax")), default=1)
     _check_rows(model, "tokens", tokens, chosen.softmax_spec().max_tokens)
-    _check_rows(model, "channels", loaded.model.embed_dim, layernorm_spec.max_channels)
     if vector_images is None:
         vector_images = -(-VECTOR_ROWS // tokens)
     seen_images, vectors = pick_images(loaded, images, calibration, vector_images)
@@ -77,22 +87,21 @@ def run(
         console.print(f"[yellow]warning:[/] {loaded.name} has {loaded.source}", highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-        task = progress.add_task(f"observing {model}", total=2 * len(seen_images))
-        seen = observe(
-            loaded.model,
-            normalise(seen_images, loaded),
-            chosen,
-            observer,
-            progress=lambda count: progress.advance(task, count),
+
+        def watch(what: str, total: int) -> Callable[[int], None]:
+            task = progress.add_task(what, total=total)
+            return lambda count=1: progress.advance(task, count)
+
+        calibrated, seen = calibrate_network(
+            network, torch.tensor(seen_images), chosen, observer, affine, watch
         )
-        calibrated = calibrate_model(loaded.model, seen, chosen, affine)
-        task = progress.add_task("golden vectors", total=len(calibrated.layers))
+        nodes = export(network, calibrated.plan)
         layers = build_layers(
-            loaded.model,
             calibrated,
-            normalise(vectors, loaded),
-            progress=lambda: progress.advance(task),
+            torch.tensor(vectors),
+            watch("golden vectors", len(network.of("layernorm", "softmax"))),
         )
+        plan, scales = pack_plan(calibrated.plan)
     write_bundle(
         out,
         model={
@@ -103,17 +112,51 @@ def run(
             "std": list(loaded.std),
         },
         preset=chosen.name,
-        observers={"activations": observer, "weights": "minmax"},
+        observers={"activations": observer, "weights": chosen.weights},
         images={
             "source": "bundled" if images is None else Path(images).name,
             "calibration": len(seen_images),
             "vectors": len(vectors),
         },
-        specs={"layernorm": calibrated.layernorm_spec, "softmax": calibrated.softmax_spec},
+        specs={
+            "layernorm": calibrated.plan.layernorm_spec,
+            "softmax": calibrated.plan.softmax_spec,
+        },
         layers=layers,
+        nodes=nodes,
+        input_size=loaded.input_size,
+        plan=plan,
+        scales=scales,
     )
-    _print_summary(calibrated, layers, seen, chosen, out)
+    _print_summary(calibrated, layers, seen, out)
     return 0
+
+
+def calibrate_network(
+    network: Network,
+    images: torch.Tensor,
+    preset: Preset,
+    observer: str = "minmax",
+    affine: str = "dyadic",
+    watch: Callable[[str, int], Callable[[int], None]] | None = None,
+) -> tuple[CalibratedModel, Observations]:
+    """Observe a float network on uint8 images and quantise it.
+
+    ``watch`` gets the name and the length of each long part, and returns what counts its steps.
+    """
+    watch = watch or (lambda _what, _total: lambda _count: None)
+    seen = observe(network, images, preset, observer, progress=watch("observing", 2 * len(images)))
+    plan = make_plan(network, seen, preset, affine)
+    return CalibratedModel(network, plan), seen
+
+
+def row_length(network: Network, softmax: Node) -> int:
+    """Length of a softmax's rows, in tokens."""
+    scores = network[softmax.inputs[0]]
+    assert isinstance(scores, Scores)
+    if scores.windows is not None:
+        return scores.windows.shape[1]
+    return count_tokens(network, network[scores.inputs[0]].inputs[0])
 
 
 def _check_rows(model: str, what: str, count: int, limit: int) -> None:
@@ -147,55 +190,43 @@ def pick_images(
     return found[rest], found[held]
 
 
-@torch.no_grad()
-def _float_values(model: VisionTransformer, names: Sequence[str], inputs: torch.Tensor) -> Any:
-    """Return {attention: v [B, heads, N, d]} of the float model."""
-    values: dict[str, torch.Tensor] = {}
-    handles = []
-    for name in names:
-        attention: Any = model.get_submodule(name)
-
-        def keep(
-            _module: Any,
-            _args: Any,
-            qkv: torch.Tensor,
-            name: str = name,
-            attention: Any = attention,
-        ) -> None:
-            values[name] = split_heads(qkv, attention.num_heads)[2]
-
-        handles.append(attention.qkv.register_forward_hook(keep))
-    try:
-        model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return values
-
-
 def build_layers(
-    model: VisionTransformer,
     calibrated: CalibratedModel,
-    inputs: torch.Tensor,
-    progress: Any = None,
+    images: torch.Tensor,
+    progress: Callable[[int], None] | None = None,
 ) -> list[LayerData]:
-    """Record ``inputs`` and return every layer's integers, golden outputs, references and metrics."""
-    values = _float_values(model, calibrated.topology.attentions, inputs)
-    recorded = calibrated.record(inputs)
+    """Run uint8 ``images`` and return the LayerNorms' and softmaxes' integers, golden outputs, references
+    and metrics.
+
+    Of a layer with masks (shifted windows) the windows that mask nothing are taken.
+    """
+    network = calibrated.network
+    softmaxes = {node.inputs[0]: node for node in network.of("softmax")}
+    norms = network.of("layernorm")
+    values: dict[str, torch.Tensor] = {}
+
+    def see(node: Node, out: torch.Tensor) -> torch.Tensor:
+        for scores in network.consumers[node.name]:
+            if isinstance(scores, Scores):
+                values[scores.name] = split_heads(out, scores.heads, scores.windows)[2]
+        return out
+
+    network.run(images, see)
+    recorded = calibrated.record(images, {*softmaxes, *(node.inputs[0] for node in norms)})
     layers = []
-    for name, op in calibrated.layers:
-        integers = recorded.pop(name)
-        if op == "layernorm":
-            layers.append(_layernorm_layer(name, calibrated, integers["input"]))
+    for node in network.of("layernorm", "softmax"):
+        if isinstance(node, LayerNorm):
+            layers.append(_layernorm_layer(node.name, calibrated, recorded[node.inputs[0]]))
         else:
-            layers.append(_softmax_layer(name, calibrated, integers["scores"], values.pop(name)))
+            name = node.inputs[0]
+            layers.append(_softmax_layer(node, calibrated, recorded.pop(name), values.pop(name)))
         if progress is not None:
-            progress()
+            progress(1)
     return layers
 
 
 def _layernorm_layer(name: str, calibrated: CalibratedModel, codes: np.ndarray) -> LayerData:
-    plan = calibrated.plans[name]
+    plan = calibrated.plan.norms[name]
     rows, golden, reference = layernorm_vectors(codes, calibrated, name)
     scale: dict[str, Any] = {"input": plan.input.scale, "output_zero_point": plan.zero_point}
     if not plan.folds:
@@ -214,20 +245,25 @@ def _layernorm_layer(name: str, calibrated: CalibratedModel, codes: np.ndarray) 
 
 
 def _softmax_layer(
-    name: str, calibrated: CalibratedModel, scores: np.ndarray, values: torch.Tensor
+    node: Node, calibrated: CalibratedModel, scores: np.ndarray, values: torch.Tensor
 ) -> LayerData:
-    rows, golden, reference = softmax_vectors(scores, calibrated, name)
-    spec, params = calibrated.softmax_spec, calibrated.softmax[name]
+    mask = getattr(node, "mask", None)
+    v = values.numpy()
+    if mask is not None:
+        whole = ~mask.flatten(1).any(dim=1).numpy()
+        scores, v = scores[:, whole], v[:, whole]
+    rows, golden, reference = softmax_vectors(scores, calibrated, node.name)
+    spec, params = calibrated.plan.softmax_spec, calibrated.plan.softmax[node.name]
     return LayerData(
-        name=name,
+        name=node.name,
         op="softmax",
         params=params,
         input=rows,
         golden=golden,
         reference=reference,
         scale={"input": 2.0**-params.frac},
-        metrics=softmax_metrics(rows, golden, reference, values.numpy(), spec),
-        extra={"heads": int(scores.shape[1]), "tokens": int(scores.shape[2])},
+        metrics=softmax_metrics(rows, golden, reference, v.reshape(-1, *v.shape[-2:]), spec),
+        extra={"heads": int(scores.shape[-3]), "tokens": int(scores.shape[-2])},
     )
 
 
@@ -235,7 +271,6 @@ def _print_summary(
     calibrated: CalibratedModel,
     layers: Sequence[LayerData],
     seen: Observations,
-    preset: Preset,
     out: Path,
 ) -> None:
     """Print a table per layer, and notes on what calibration had to change."""
@@ -252,7 +287,7 @@ def _print_summary(
             detail = "a " + " ".join(str(count) for count in shifts)
         else:
             quality, ideal = metrics.get("av_sqnr"), metrics.get("av_sqnr_ideal")
-            peak, frac = seen.peaks[layer.name], calibrated.softmax[layer.name].frac
+            peak, frac = seen.peaks[layer.name], calibrated.plan.softmax[layer.name].frac
             detail = f"f {frac}, peak {peak:.0f}"
         table.add_row(
             layer.name,
@@ -267,8 +302,8 @@ def _print_summary(
     for op in ("layernorm", "softmax"):
         shares = [100 * layer.metrics["equal"] for layer in layers if layer.op == op]
         console.print(f"{op}: {np.mean(shares):.2f} % equal, worst layer {min(shares):.2f} %")
-    if calibrated.softmax_spec.score_bits != preset.score_bits:
-        bits = calibrated.softmax_spec.score_bits
+    preset, bits = calibrated.plan.preset, calibrated.plan.softmax_spec.score_bits
+    if bits != preset.score_bits:
         console.print(f"note: scores need {bits} bits; {preset.name} has {preset.score_bits}")
 
 

@@ -1,325 +1,367 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calibrated model: a timm ViT whose tensors live on the integer grids, computed in float.
+"""The calibrated model: a network whose tensors live on the integer grids, computed in float.
 
-``calibrate_model`` copies the network and replaces four kinds of module, wherever they stand:
+It runs in two ways. *All quantisers on*, every operator takes and gives whole numbers held in floats and
+does the unit's arithmetic, tables and all, in float64 (:meth:`CalibratedModel.step`): what hardware should
+give, written a second time and from the grids' float scales. Ratios of scales are dyadic (see
+:mod:`qvit_hw.plan`), so float64 holds nearly every product exactly, ties included; float sums beyond 53
+bits are all that may differ from the golden model. *Some quantisers on* (:meth:`CalibratedModel.run` with
+``active``), operators are exact and tensors are rounded onto their grids: this shows which quantiser costs
+what.
 
-- ``nn.LayerNorm``: input on its PTF grid, output on its int8 grid;
-- ``nn.Linear`` and the patch embedding: int8 weights per output channel, int8 input;
-- ``Attention``: q, k, v int8 with a scale per head, scores on the base-2 grid, probabilities
-  ``2**-code`` (or ``2**(-code/2)``, the last code zero);
-- ``Block``: the residual stream on the PTF grid of the norm that reads it.
-
-The rest of timm's forward pass stays what it is. What a module computes on its integers is float: it
-is the reference of what hardware should give, never the source of golden outputs. ``record`` returns
-the integers that passed by.
+Nothing here is ever the source of golden outputs.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import Attention
-from timm.models.vision_transformer import Block, VisionTransformer
-from torch import nn
+from torch import Tensor
 
-from golden.layernorm import LayerNormSpec
-from golden.softmax import SoftmaxParams, SoftmaxSpec
-from qvit_hw.observation import Observations, Topology, split_heads
-from qvit_hw.presets import Preset
-from qvit_hw.quantize import (
-    LayerNormPlan,
-    affine_grid,
-    plan_layernorm,
-    plan_softmax,
-    symmetric_scale,
+from golden.attention import SQRT2, SQRT2_BITS
+from golden.fixedpoint import Ints
+from golden.layernorm import INTERP_BITS, RSQRT_BITS, LayerNormParams, LayerNormSpec
+from golden.softmax import SoftmaxSpec
+from qvit_hw.grids import AffineGrid, LogGrid, round_half_up
+from qvit_hw.network import (
+    IMAGE,
+    Activation,
+    Attend,
+    Embed,
+    LayerNorm,
+    Linear,
+    Merge,
+    Network,
+    Node,
+    PatchEmbed,
+    Pool,
+    Residual,
+    Scores,
+    Select,
+    Softmax,
+    Start,
+    join_heads,
+    split_heads,
 )
+from qvit_hw.plan import Plan, pool_ratio, residual_ratios, snapped
+from qvit_hw.quantize import PtfGrid
 
-__all__ = [
-    "CalibratedAttention",
-    "CalibratedBlock",
-    "CalibratedLayerNorm",
-    "CalibratedModel",
-    "FakeQuant",
-    "QuantLinear",
-    "calibrate_model",
-]
-
-Sink = Callable[[str, str, torch.Tensor], None]
-"""Takes (layer, kind, integers as a float tensor)."""
-
-
-def _round(x: torch.Tensor) -> torch.Tensor:
-    return torch.floor(x + 0.5)
-
-
-def _tensor(values: Any) -> torch.Tensor:
-    return torch.tensor(np.asarray(values, dtype=np.float32))
-
-
-class FakeQuant(nn.Module):
-    """Rounds to codes of ``bits`` bits and back. Scale and zero point broadcast to the input."""
-
-    scale: torch.Tensor
-    zero_point: torch.Tensor
-
-    def __init__(self, scale: Any, zero_point: Any, bits: int) -> None:
-        super().__init__()
-        self.bits = bits
-        self.register_buffer("scale", _tensor(scale))
-        self.register_buffer("zero_point", _tensor(zero_point))
-
-    def codes(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the codes of x, as floats."""
-        half = 1 << (self.bits - 1)
-        return _round(x / self.scale + self.zero_point).clamp(-half, half - 1)
-
-    def values(self, codes: torch.Tensor) -> torch.Tensor:
-        """Return what the codes mean."""
-        return (codes - self.zero_point) * self.scale
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x on the grid."""
-        return self.values(self.codes(x))
-
-
-class QuantLinear(nn.Module):
-    """A linear layer with integer weights per output channel: ``codes``, ``scale``, float bias."""
-
-    codes: torch.Tensor
-    scale: torch.Tensor
-    bias: torch.Tensor | None
-
-    def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, bits: int, quant: nn.Module
-    ) -> None:
-        super().__init__()
-        self.quant = quant
-        rows = weight.detach().double().flatten(1)
-        scale = symmetric_scale(rows.amin(1), rows.amax(1), bits)
-        limit = (1 << (bits - 1)) - 1
-        shaped = torch.tensor(scale).reshape(-1, *[1] * (weight.ndim - 1))
-        codes = _round(weight.detach().double() / shaped).clamp(-limit, limit)
-        self.register_buffer("codes", codes.to(torch.int16 if bits > 8 else torch.int8))
-        self.register_buffer("scale", shaped.float())
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return ``quant(x) @ W.T + bias``."""
-        return nn.functional.linear(self.quant(x), self.codes * self.scale, self.bias)
-
-
-class CalibratedLayerNorm(nn.Module):
-    """LayerNorm from PTF codes to output codes.
-
-    Returns the value of the output codes; if ``folded``, without the plan's scale and rest, which the
-    linear layers behind it have taken over.
-    """
-
-    scale: torch.Tensor
-    rest: torch.Tensor
-    gain: torch.Tensor
-    offset: torch.Tensor
-
-    def __init__(self, name: str, plan: LayerNormPlan, folded: bool) -> None:
-        super().__init__()
-        self.name, self.plan, self.folded = name, plan, folded
-        self.sink: Sink | None = None
-        self.input = FakeQuant(plan.input.channel_scale, plan.input.zero_point, plan.input.bits)
-        for part in ("scale", "rest", "gain", "offset"):
-            self.register_buffer(part, torch.tensor(getattr(plan, part)))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return LayerNorm of x on the grids."""
-        codes = self.input.codes(x)
-        values = self.input.values(codes).double()
-        variance, mean = torch.var_mean(values, dim=-1, unbiased=False, keepdim=True)
-        score = (values - mean) / torch.sqrt(variance + self.plan.eps)
-        half = 1 << (self.plan.bits - 1)
-        out = _round(score * self.gain + self.offset).clamp(-half, half - 1)
-        if self.sink is not None:
-            self.sink(self.name, "input", codes)
-            self.sink(self.name, "output", out)
-        out = out - self.plan.zero_point
-        return (out if self.folded else out * self.scale + self.rest).float()
-
-
-class CalibratedAttention(nn.Module):
-    """Self-attention with integer scores and log2 codes."""
-
-    def __init__(
-        self, name: str, attention: Attention, heads: FakeQuant, spec: SoftmaxSpec, frac: int
-    ) -> None:
-        super().__init__()
-        self.name, self.heads, self.spec, self.frac = name, heads, spec, frac
-        self.sink: Sink | None = None
-        self.num_heads = attention.num_heads
-        self.octave = float(attention.scale) * math.log2(math.e)
-        self.qkv, self.proj = attention.qkv, attention.proj
-
-    def forward(
-        self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False
-    ) -> torch.Tensor:
-        """Return attention over all tokens; masks are not part of calibration."""
-        if attn_mask is not None or is_causal:
-            raise ValueError("Mask must be None: a calibrated model attends to all tokens")
-        q, k, v = self.heads(split_heads(self.qkv(x), self.num_heads)).unbind(0)
-        bounds = self.spec.bounds["score"]
-        octaves = (q @ k.transpose(-2, -1)).double() * self.octave
-        scores = _round(octaves * 2**self.frac).clamp(bounds.low, bounds.high)
-        codes = self.codes(scores)
-        if self.sink is not None:
-            self.sink(self.name, "scores", scores)
-            self.sink(self.name, "codes", codes)
-        batch, tokens, _ = x.shape
-        return self.proj((self.weights(codes).to(v) @ v).transpose(1, 2).reshape(batch, tokens, -1))
-
-    def codes(self, scores: torch.Tensor) -> torch.Tensor:
-        """Exact log quantisation of the float softmax of integer scores."""
-        octaves = scores / 2**self.frac
-        per_code = 2 if self.spec.base == "sqrt2" else 1
-        level = (torch.logsumexp(octaves * math.log(2), -1, keepdim=True) / math.log(2)) - octaves
-        return _round(level * per_code).clamp(0, self.spec.last_code)
-
-    def weights(self, codes: torch.Tensor) -> torch.Tensor:
-        """What the codes mean."""
-        value = torch.exp2(-codes / (2 if self.spec.base == "sqrt2" else 1))
-        return torch.where(codes == self.spec.last_code, torch.zeros_like(value), value)
-
-
-class CalibratedBlock(nn.Module):
-    """A pre-norm block whose residual stream is on the PTF grids of norm1 and norm2."""
-
-    def __init__(self, block: Block) -> None:
-        super().__init__()
-        self.norm1 = cast(CalibratedLayerNorm, block.norm1)
-        self.norm2 = cast(CalibratedLayerNorm, block.norm2)
-        self.attn, self.mlp, self.ls1, self.ls2 = block.attn, block.mlp, block.ls1, block.ls2
-
-    def forward(
-        self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False
-    ) -> torch.Tensor:
-        """Return the block's output, which the next block puts on its grid."""
-        x = self.norm1.input(x)
-        x = x + self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal))
-        x = self.norm2.input(x)
-        return x + self.ls2(self.mlp(self.norm2(x)))
+__all__ = ["CalibratedModel"]
 
 
 @dataclass(frozen=True, eq=False)
 class CalibratedModel:
-    """The fake-quantised network and the integers it was built from."""
+    """A float network and the plan of its integers."""
 
-    model: VisionTransformer
-    topology: Topology
-    layernorm_spec: LayerNormSpec
-    softmax_spec: SoftmaxSpec
-    plans: dict[str, LayerNormPlan]
-    softmax: dict[str, SoftmaxParams]
+    network: Network
+    plan: Plan
+    _ratios: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    @property
-    def layers(self) -> list[tuple[str, str]]:
-        """(name, op) of every LayerNorm and softmax, in order of execution."""
-        found: list[tuple[str, str]] = []
-        for name in self.topology.norms:
-            found.append((name, "layernorm"))
-            attention = name.removesuffix("norm1") + "attn"
-            if attention in self.softmax:
-                found.append((attention, "softmax"))
-        return found
+    @cached_property
+    def quantisers(self) -> tuple[str, ...]:
+        """Everything that rounds, in order: "<layer>.weight", or the name of a tensor."""
+        names = []
+        for node in self.network:
+            if node.name in self.plan.weights:
+                names.append(f"{node.name}.weight")
+            if self._rounds(node):
+                names.append(node.name)
+        return tuple(names)
 
-    @torch.no_grad()
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the network's output for normalised images."""
-        return cast(torch.Tensor, self.model(inputs))
+    def _rounds(self, node: Node) -> bool:
+        """Whether a node's output is rounded: not a gather, not accumulators."""
+        return node.op not in ("merge", "select") and self.network.kind(node) != "accumulators"
 
-    def record(self, inputs: torch.Tensor) -> dict[str, dict[str, np.ndarray]]:
-        """Run ``inputs`` and return {layer: {kind: integers}}.
+    # ----------------------------------------------------------------------------- whole numbers
 
-        Kinds: "input" and "output" codes [B, N, C] of a LayerNorm, "scores" and "codes"
-        [B, heads, N, N] of an attention.
+    def run(self, images: Tensor, active: Collection[str] | None = None) -> Tensor:
+        """Return the output in float for uint8 images [B, C, H, W].
+
+        active: names of the quantisers that are on; None for all of them, in the units' arithmetic.
+        ValueError for a name that is none.
         """
-        seen: dict[str, dict[str, np.ndarray]] = {}
+        if active is None:
+            out = self.network.run(images, forward=self._codes)
+            return self._meaning(self.network.output.name, out)
+        unknown = sorted(set(active) - set(self.quantisers))
+        if unknown:
+            raise ValueError(f"Quantiser must be one of the model's, not {unknown[0]!r}")
 
-        def sink(layer: str, kind: str, values: torch.Tensor) -> None:
-            seen.setdefault(layer, {})[kind] = values.numpy().astype(np.int32)
+        def tap(node: Node, out: Tensor) -> Tensor:
+            if node.name not in active or not self._rounds(node):
+                return out
+            grid = self.plan.grids[node.name]
+            if isinstance(node, LayerNorm):
+                return out  # rounded by forward, in units of the z-score
+            return grid.values(grid.codes(out)).float()
 
-        parts = [
-            part
-            for part in self.model.modules()
-            if isinstance(part, CalibratedLayerNorm | CalibratedAttention)
-        ]
-        for part in parts:
-            part.sink = sink
-        try:
-            self.forward(inputs)
-        finally:
-            for part in parts:
-                part.sink = None
+        def forward(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+            if f"{node.name}.weight" in active:
+                return self._weights[node.name].forward(*inputs)
+            if isinstance(node, LayerNorm) and node.name in active:
+                return self._plain_layernorm(node, inputs[0])
+            return node.forward(*inputs)
+
+        return self.network.run(images, tap, forward)
+
+    def record(self, images: Tensor, names: Collection[str] | None = None) -> dict[str, Ints]:
+        """Integers of every tensor (or the named ones) for uint8 images, all quantisers on."""
+        seen: dict[str, Ints] = {}
+
+        def tap(node: Node, out: Tensor) -> Tensor:
+            if names is None or node.name in names:
+                seen[node.name] = _whole(out)
+            return out
+
+        self.network.run(images, tap, self._codes)
         return seen
 
+    def step(self, name: str, codes: Mapping[str, Any]) -> Ints:
+        """One node's integers from given integers of its inputs, {tensor: integers}."""
+        node = self.network[name]
+        inputs = [torch.tensor(np.asarray(codes[each])).double() for each in node.inputs]
+        return _whole(self._codes(node, inputs))
 
-def calibrate_model(
-    model: VisionTransformer, seen: Observations, preset: Preset, affine: str = "dyadic"
-) -> CalibratedModel:
-    """Return the calibrated copy of ``model``, which stays untouched."""
-    topology, bits = seen.topology, preset.act_bits
-    layernorm_spec = preset.layernorm_spec(affine)
-    softmax_spec, softmax = plan_softmax(seen.peaks, preset.softmax_spec())
-    twin = copy.deepcopy(model).eval()
-    modules = dict(twin.named_modules())
+    def values(self, name: str, codes: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """What integers of a tensor mean, in the float network's units."""
+        return np.asarray(self._meaning(name, torch.tensor(np.asarray(codes)).double()).numpy())
 
-    def quantiser(name: str) -> FakeQuant:
-        low, high = seen.ranges[name]
-        grid = affine_grid(float(low), float(high), bits)
-        return FakeQuant(grid.scale, grid.zero_point, bits)
+    def _meaning(self, name: str, codes: Tensor) -> Tensor:
+        return self.plan.grids[name].values(codes)
 
-    def replace(name: str, module: nn.Module) -> None:
-        parent, _, leaf = name.rpartition(".")
-        setattr(twin.get_submodule(parent), leaf, module)
+    def _grid(self, node: Node) -> AffineGrid:
+        return self.plan.affine(node.name)
 
-    plans: dict[str, LayerNormPlan] = {}
-    for name in topology.norms:
-        norm, (low, high) = modules[name], seen.ranges[f"{name}.output"]
-        ones = torch.ones(norm.normalized_shape)
-        gamma = ones if norm.weight is None else norm.weight.detach()
-        beta = torch.zeros_like(ones) if norm.bias is None else norm.bias.detach()
-        plan = plan_layernorm(
-            seen.grids[name], gamma, beta, norm.eps, low, high, layernorm_spec, seen.channels[name]
+    def _codes(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+        rule: Callable[[Any, Sequence[Tensor]], Tensor] = getattr(self, f"_{node.op}")
+        return rule(node, inputs)
+
+    # -------------------------------------------------------------------------------- operators
+
+    def _sums(self, node: Node, rows: Tensor) -> Tensor:
+        """Accumulators of codes [..., K]: float32 holds each product of the units' widths exactly."""
+        planned = self.plan.weights[node.name]
+        weight = torch.tensor(planned.codes, dtype=_width(planned.codes.shape[1], planned.bits))
+        total = rows.to(weight.dtype) @ weight.T
+        return total.double() + torch.tensor(planned.bias).double()
+
+    def _patch_embed(self, node: PatchEmbed, inputs: Sequence[Tensor]) -> Tensor:
+        patches = torch.nn.functional.unfold(inputs[0].float(), node.patch, stride=node.patch)
+        return self._sums(node, patches.transpose(1, 2))
+
+    def _linear(self, node: Linear, inputs: Sequence[Tensor]) -> Tensor:
+        total = self._sums(node, inputs[0])
+        if self.network.kind(node) == "accumulators":
+            return total
+        grid = self._grid(node)
+        ratio = self._ratio(node, lambda: self.plan.weights[node.name].scale / grid.scale)
+        return grid.limit(total * ratio + grid.zero_point)
+
+    def _ratio(self, node: Node, ratio: Callable[[], Any]) -> Tensor:
+        """A ratio of scales, the dyadic number that it was snapped to."""
+        if node.name not in self._ratios:
+            self._ratios[node.name] = torch.tensor(snapped(ratio()))
+        return self._ratios[node.name]
+
+    def _embed(self, node: Embed, inputs: Sequence[Tensor]) -> Tensor:
+        grid, ptf = self._grid(node), self.plan.streams[f"{node.name}/positions"]
+        plain = AffineGrid(scale=ptf.channel_scale, zero_point=ptf.zero_point, bits=ptf.bits)
+        patches = self._onto(node, ptf, plain.codes(node.positions), node.inputs[0], inputs[0])
+        prefix = grid.codes(node.prefix).expand(len(patches), -1, -1)
+        return torch.cat([prefix, patches], dim=1)
+
+    def _residual(self, node: Residual, inputs: Sequence[Tensor]) -> Tensor:
+        return self._onto(
+            node, self.plan.streams[node.inputs[0]], inputs[0], node.inputs[1], inputs[1]
         )
-        plans[name] = plan
-        consumers = topology.consumers[name]
-        replace(name, CalibratedLayerNorm(name, plan, bool(consumers)))
-        for consumer in consumers:
-            linear = modules[consumer]
-            weight, rest = linear.weight.detach().double(), torch.tensor(plan.rest)
-            bias = (0 if linear.bias is None else linear.bias.detach().double()) + weight @ rest
-            folded = weight * torch.tensor(plan.scale)
-            replace(consumer, QuantLinear(folded, bias.float(), preset.weight_bits, nn.Identity()))
-    for name in topology.linears:
-        linear = modules[name]
-        quant = quantiser(f"{name}.input")
-        replace(name, QuantLinear(linear.weight, linear.bias, preset.weight_bits, quant))
-    for name in topology.activations:
-        replace(name, nn.Sequential(quantiser(f"{name}.input"), modules[name]))
-    for name in topology.attentions:
-        low, high = seen.ranges[f"{name}.qkv.heads"]
-        scale = symmetric_scale(low, high, bits).reshape(3, 1, -1, 1, 1)
-        heads = FakeQuant(scale, 0, bits)
-        replace(
-            name,
-            CalibratedAttention(name, modules[name], heads, softmax_spec, softmax[name].frac),
+
+    def _start(self, node: Start, inputs: Sequence[Tensor]) -> Tensor:
+        source = node.inputs[0]
+        if source in self.plan.weights:
+            return self._onto(node, None, None, source, inputs[0])
+        grid = self.plan.affine(source)
+        shift = np.zeros(self._grid(node).scale.size, np.int64)
+        ptf = PtfGrid(grid.unit, grid.zero_point, shift, grid.bits)
+        return self._onto(node, ptf, inputs[0], None, None)
+
+    def _onto(
+        self,
+        node: Node,
+        before: PtfGrid | None,
+        codes: Tensor | None,
+        branch: str | None,
+        sums: Tensor | None,
+    ) -> Tensor:
+        """A stream and a branch, either may be missing, onto the node's stream."""
+        after, grid = self.plan.streams[node.name], self._grid(node)
+        if node.name not in self._ratios:
+            ratios = [np.zeros(after.shift.size), np.zeros(after.shift.size)]
+            scale = 0 * after.shift if branch is None else self.plan.weights[branch].scale
+            kept, taken = residual_ratios(before, scale, after, self.plan.preset)
+            ratios[0] += 0 if before is None else kept * 2.0 ** (before.shift - after.shift)
+            ratios[1] += taken * 2.0**-after.shift
+            self._ratios[node.name] = torch.tensor(np.stack(ratios))
+        total: Tensor | float = 0.0
+        if before is not None and codes is not None:
+            total = (codes - before.zero_point) * self._ratios[node.name][0]
+        if sums is not None:
+            total = total + sums * self._ratios[node.name][1]
+        assert isinstance(total, Tensor)
+        return grid.limit(total + grid.zero_point)
+
+    def _gelu(self, node: Activation, inputs: Sequence[Tensor]) -> Tensor:
+        return self._grid(node).codes(node.forward(self._meaning(node.inputs[0], inputs[0])))
+
+    def _pool(self, node: Pool, inputs: Sequence[Tensor]) -> Tensor:
+        source, grid = self.plan.affine(node.inputs[0]), self._grid(node)
+        count = inputs[0].shape[1] - node.first
+        ratio = self._ratio(node, lambda: pool_ratio(source, grid, count))
+        total = (inputs[0][:, node.first :] - source.zero_point).sum(dim=1)
+        return grid.limit(total * ratio + grid.zero_point)
+
+    def _same(self, node: Merge | Select, inputs: Sequence[Tensor]) -> Tensor:
+        return node.forward(*inputs)
+
+    _merge = _select = _same
+
+    def _layernorm(self, node: LayerNorm, inputs: Sequence[Tensor]) -> Tensor:
+        plan = self.plan.norms[node.name]
+        return layernorm_codes(inputs[0], self.plan.layernorm_spec, plan.params)
+
+    def _scores(self, node: Scores, inputs: Sequence[Tensor]) -> Tensor:
+        grid = self._grid(node)
+        q, k, _ = split_heads(inputs[0].float(), node.heads, node.windows).unbind(0)
+        scale = self._grid(self.network[node.inputs[0]]).scale.reshape(3, node.heads, -1)[:, :, 0]
+        octaves = self._ratio(
+            node, lambda: scale[0] * scale[1] * (node.scale * node.LOG2E / float(grid.scale))
         )
-    for name, module in modules.items():
-        if isinstance(module, Block):
-            replace(name, CalibratedBlock(module))
-    patch = QuantLinear(  # only its weights: raw pixels are on a grid already
-        twin.patch_embed.proj.weight, None, preset.weight_bits, nn.Identity()
+        scores = round_half_up((q @ k.transpose(-2, -1)).double() * octaves[:, None, None])
+        if node.bias is not None:
+            scores = scores + round_half_up(node.bias.double() * (node.LOG2E / float(grid.scale)))
+        return grid.limit(scores)
+
+    def _softmax(self, node: Softmax, inputs: Sequence[Tensor]) -> Tensor:
+        spec, frac = self.plan.softmax_spec, self.plan.softmax[node.name].frac
+        return softmax_codes(inputs[0], spec, frac, node.mask)
+
+    def _attend(self, node: Attend, inputs: Sequence[Tensor]) -> Tensor:
+        log, grid = self.plan.grids[node.inputs[0]], self._grid(node)
+        assert isinstance(log, LogGrid)
+        v = split_heads(inputs[1], node.heads, node.windows)[2].double()
+        scale = self._grid(self.network[node.inputs[1]]).scale.reshape(3, node.heads, -1)[2, :, 0]
+        top = self.plan.attend_spec(node).top
+        ratio = self._ratio(node, lambda: scale * log.gain / grid.unit * 2.0**-top)
+        out = attend_sums(inputs[0], v, log.per_octave, top, log.spec.last_code)
+        scaled = out * ratio[:, None, None] + grid.zero_point
+        return grid.limit(join_heads(scaled, node.windows))
+
+    # ------------------------------------------------------------------------ some quantisers on
+
+    @cached_property
+    def _weights(self) -> dict[str, Linear | PatchEmbed]:
+        """The linear layers with what their rounded weights mean to unrounded inputs."""
+        layers = {}
+        for name, planned in self.plan.weights.items():
+            node = self.network[name]
+            assert isinstance(node, Linear | PatchEmbed)
+            channel, rest, unit, zero = np.ones(()), np.zeros(()), 1.0, 0
+            if node.inputs[0] != IMAGE:
+                grid = self.plan.affine(node.inputs[0])
+                unit, zero, rest = grid.unit, grid.zero_point, grid.rest
+                channel = grid.scale if grid.folds else channel
+            safe = np.where(channel != 0, channel, 1.0)
+            weight = planned.codes * (planned.scale / unit)[:, None] / safe
+            plain = node.weight.double().numpy()
+            weight = np.where(channel != 0, weight, plain)  # nothing but rest comes through there
+            whole = (planned.bias + zero * planned.codes.sum(axis=1)) * planned.scale
+            bias = whole - weight @ np.broadcast_to(rest, weight.shape[1:])
+            both = {"weight": torch.tensor(weight).float(), "bias": torch.tensor(bias).float()}
+            parts = vars(node) | both
+            layers[name] = type(node)(**parts)
+        return layers
+
+    def _plain_layernorm(self, node: LayerNorm, x: Tensor) -> Tensor:
+        """Float LayerNorm, rounded to the codes of its plan."""
+        plan = self.plan.norms[node.name]
+        score = torch.nn.functional.layer_norm(x.double(), node.gamma.shape, eps=node.eps)
+        grid = self._grid(node)
+        codes = grid.limit(score * torch.tensor(plan.gain) + torch.tensor(plan.offset))
+        return grid.values(codes).float()
+
+
+def _width(count: int, bits: int) -> torch.dtype:
+    """float32 where it holds every sum of ``count`` products of 8 bits by ``bits`` exactly."""
+    return torch.float32 if (count << (7 + bits)) <= 1 << 24 else torch.float64
+
+
+def _whole(values: Tensor) -> Ints:
+    return values.numpy().astype(np.int64)
+
+
+def attend_sums(codes: Tensor, v: Tensor, per_octave: int, top: int, last: int) -> Tensor:
+    """golden.attention's sums of v by weights 2**(top - code): those of odd codes times sqrt 2 afterwards."""
+    octave = (codes / per_octave).ceil()
+    weight = torch.where(
+        (codes == last) | (octave > top), torch.zeros_like(codes), torch.exp2(top - octave)
     )
-    twin.patch_embed.proj.weight.data = patch.codes * patch.scale
-    return CalibratedModel(twin, topology, layernorm_spec, softmax_spec, plans, softmax)
+    if per_octave == 1:
+        return weight @ v
+    odd = codes % 2 == 1
+    zero = torch.zeros_like(weight)
+    even_sums = torch.where(odd, zero, weight) @ v
+    odd_sums = torch.where(odd, weight, zero) @ v
+    return even_sums + round_half_up(odd_sums * (SQRT2 / (1 << SQRT2_BITS)))
+
+
+def layernorm_codes(codes: Tensor, spec: LayerNormSpec, params: LayerNormParams) -> Tensor:
+    """golden.layernorm's formula in float64 (exact while the variance has 53 bits)."""
+    count = params.channels
+    x = (codes.double() - params.zero_point) * torch.exp2(torch.tensor(params.shift).double())
+    total = x.sum(dim=-1, keepdim=True)
+    variance = count * (x * x).sum(dim=-1, keepdim=True) - total * total + params.eps
+    mantissa, exponent = torch.frexp(variance)  # variance = mantissa * 2**exponent, from 1/2 to 1
+    # v in [1, 4) with the same power of two as the unit, whose register has an even width.
+    odd = (spec.variance_bits - exponent) % 2
+    v = mantissa * (4 - 2 * odd)
+    k = (spec.variance_bits - exponent - odd) / 2
+    half = 1 << (spec.table_bits - 1)
+    place = torch.where(v < 2, (v - 1) * half, (v - 2) * half / 2 + half)
+    segment = place.floor()
+    part = ((place - segment) * (1 << INTERP_BITS)).floor()
+    table = torch.tensor(spec.rsqrt).double()[segment.long()]
+    rsqrt = table[..., 0] - (table[..., 1] * part / (1 << INTERP_BITS)).floor()
+    shift = spec.variance_bits // 2 + RSQRT_BITS - 1 - k - params.point
+    score = round_half_up((count * x - total) * rsqrt * torch.exp2(-shift))
+    gain = torch.tensor(params.gain).double()
+    scaled = score * (gain if spec.affine == "dyadic" else torch.exp2(gain))
+    out = (scaled + torch.tensor(params.offset)) * 2.0**-spec.output_shift
+    half = 1 << (spec.out_bits - 1)
+    return round_half_up(out).clamp_(-half, half - 1)
+
+
+def softmax_codes(scores: Tensor, spec: SoftmaxSpec, frac: int, mask: Tensor | None) -> Tensor:
+    """golden.softmax's formula in float: its table of exponentials, its truncated logarithm."""
+    masked = None if mask is None else mask[:, None].expand(scores.shape)
+    if masked is not None:
+        scores = scores.masked_fill(masked, float("-inf"))
+    peak = scores.amax(dim=-1, keepdim=True)
+    distance = ((peak - scores) / 2**frac).nan_to_num(nan=math.inf)
+    octave = distance.floor()
+    table = torch.tensor(spec.exp2).double()
+    place = (distance - octave).nan_to_num() * len(table)
+    term = (table[place.long()] * torch.exp2(-octave)).floor()
+    total = term.sum(dim=-1, keepdim=True).clamp_min(2.0 ** (spec.exp_bits - 1))
+    mantissa, exponent = torch.frexp(total)
+    steps = 1 << spec.log_index_bits
+    middle = ((mantissa * 2 - 1) * steps).floor() + 0.5  # of the table's segment
+    whole = exponent - spec.exp_bits
+    scale = 1 << spec.frac_bits
+    log_total = whole * scale + (scale * torch.log2(1 + middle / steps)).floor()
+    level = (log_total / scale + distance) * (2 if spec.base == "sqrt2" else 1)
+    return round_half_up(level).clamp_(0, spec.last_code)

@@ -1,214 +1,132 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Observe a float timm ViT: every range that calibration needs, by hooks, in two passes.
+"""Observe a float network: every range that calibration needs, in two passes over the images.
 
 The first pass fills one observer per tensor, the second measures the squared error of every PTF shift
-under the ranges of the first. Tensors are named after the module they enter or leave:
-``blocks.0.norm1.input``, ``blocks.0.attn.qkv.heads``, ``blocks.0.mlp.fc2.input``.
+under the ranges of the first. Tensors have the names of their nodes.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from timm.layers import Attention
-from timm.models.vision_transformer import Block, VisionTransformer
-from torch import nn
+from torch import Tensor
 
-from qvit_hw.errors import UserError
+from qvit_hw.network import LayerNorm, Network, Node, Scores, split_heads
 from qvit_hw.observers import MinMaxObserver, Observer, make_observer
 from qvit_hw.presets import Preset
 from qvit_hw.quantize import PtfGrid, PtfSearch
 
-__all__ = ["Observations", "Topology", "observe", "split_heads"]
+__all__ = ["Observations", "observe"]
 
 Floats = npt.NDArray[np.float64]
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Topology:
-    """What stands where in the network; names are module paths, in order of execution."""
-
-    norms: tuple[str, ...]
-    attentions: tuple[str, ...]
-    linears: tuple[str, ...]
-    """Linear layers that quantise their own input."""
-    activations: tuple[str, ...]
-    """Non-linearities between two linear layers (GELU)."""
-    consumers: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """For each norm, the linear layers that take its output codes; none: it leaves in float."""
-
-    @classmethod
-    def of(cls, model: VisionTransformer) -> Topology:
-        """Read a model's topology; UserError for parts that calibration does not know."""
-        modules = dict(model.named_modules())
-        consumers: dict[str, tuple[str, ...]] = {}
-        activations: list[str] = []
-        norms = [name for name in ("norm_pre",) if isinstance(modules.get(name), nn.LayerNorm)]
-        for path, block in modules.items():
-            if not isinstance(block, Block):
-                continue
-            _check_attention(f"{path}.attn", block.attn)
-            hidden = [
-                name for name, part in block.mlp.named_children() if isinstance(part, nn.Linear)
-            ]
-            first = [f"{path}.mlp.{name}" for name in hidden if name.startswith("fc1")]
-            norms += [f"{path}.norm1", f"{path}.norm2"]
-            consumers[f"{path}.norm1"] = (f"{path}.attn.qkv",)
-            consumers[f"{path}.norm2"] = tuple(first)
-            if isinstance(modules.get(f"{path}.mlp.norm"), nn.LayerNorm):
-                norms.append(f"{path}.mlp.norm")
-                consumers[norms[-1]] = (f"{path}.mlp.fc2",)
-            if isinstance(getattr(block.mlp, "act", None), nn.Module) and len(first) == 1:
-                activations.append(f"{path}.mlp.act")
-        last = [name for name in ("norm", "fc_norm") if isinstance(modules.get(name), nn.LayerNorm)]
-        norms += last
-        if last and (last[-1] == "fc_norm" or model.global_pool == "token"):
-            heads = ("head", "head_dist")  # the second one in distilled DeiTs
-            consumers[last[-1]] = tuple(n for n in heads if isinstance(modules.get(n), nn.Linear))
-        for name, module in modules.items():
-            if isinstance(module, nn.LayerNorm) and name not in norms:
-                raise UserError(
-                    f"LayerNorm at {name!r} is not supported: calibration does not know it."
-                )
-        fed = {name for names in consumers.values() for name in names}
-        linears = [n for n, m in modules.items() if isinstance(m, nn.Linear) and n not in fed]
-        attentions = [n for n, m in modules.items() if isinstance(m, Attention)]
-        order = {name: consumers.get(name, ()) for name in norms}
-        return cls(tuple(norms), tuple(attentions), tuple(linears), tuple(activations), order)
-
-
-def _check_attention(path: str, attention: nn.Module) -> None:
-    for part in ("q_norm", "k_norm", "norm"):
-        if not isinstance(getattr(attention, part, nn.Identity()), nn.Identity):
-            raise UserError(f"Attention at {path!r} is not supported with a {part!r} of its own.")
-    if getattr(attention, "gate", None) is not None:
-        raise UserError(f"Attention at {path!r} is not supported with a gate.")
-
-
-def split_heads(qkv: torch.Tensor, heads: int) -> torch.Tensor:
-    """[B, N, 3 * heads * d] to [3, B, heads, N, d]."""
-    batch, tokens, _ = qkv.shape
-    return qkv.reshape(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
-
-
-@dataclass(frozen=True)
 class Observations:
-    """Ranges by tensor name, PTF grids by norm, and the largest |score| by attention, in octaves."""
+    """What was seen, by tensor.
 
-    topology: Topology
+    ranges: (low, high) of streams and features; of q, k and v [3, heads].  channels: (low, high) per channel
+    of LayerNorm outputs.  grids: the PTF grid of each stream.  peaks: the largest |score| of each softmax, in
+    octaves.
+    """
+
     ranges: dict[str, tuple[Floats, Floats]]
     channels: dict[str, tuple[Floats, Floats]]
     grids: dict[str, PtfGrid]
     peaks: dict[str, float]
 
 
-@contextmanager
-def _hooks(handles: list[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def feed(
+    network: Network,
+    images: Tensor,
+    tap: Callable[[Node, Tensor], None],
+    batch: int = 8,
+    progress: Progress | None = None,
+) -> None:
+    """Run ``images`` (uint8) through the float network in batches and show ``tap`` every tensor."""
 
+    def see(node: Node, out: Tensor) -> Tensor:
+        tap(node, out)
+        return out
 
-@torch.no_grad()
-def _feed(model: nn.Module, inputs: torch.Tensor, batch: int, progress: Progress | None) -> None:
-    for part in inputs.split(batch):
-        model(part)
+    for part in images.split(batch):
+        network.run(part, see)
         if progress is not None:
             progress(len(part))
 
 
 def observe(
-    model: VisionTransformer,
-    inputs: torch.Tensor,
+    network: Network,
+    images: Tensor,
     preset: Preset,
     observer: str = "minmax",
     batch: int = 8,
     progress: Progress | None = None,
 ) -> Observations:
-    """Run ``inputs`` (normalised images) through the float model twice and return what was seen.
+    """Run ``images`` (uint8) through the float network twice and return what was seen.
 
     Raises UserError, with the tensor's name, for constant, NaN or infinite activations. ``progress``
-    is called with the number of images done, which adds up to twice ``len(inputs)``.
+    is called with the number of images done, which adds up to twice ``len(images)``.
     """
-    topology = Topology.of(model)
-    modules = dict(model.named_modules())
     observers: dict[str, Observer] = {}
     channels: dict[str, MinMaxObserver] = {}
     scores: dict[str, MinMaxObserver] = {}
-    handles: list[Any] = []
+    heads: dict[str, Scores] = {}
+    for node in network:
+        kind = network.kind(node)
+        if kind in ("stream", "features") and node.op not in ("merge", "select"):
+            observers[node.name] = make_observer(observer, node.name)
+        if isinstance(node, LayerNorm):
+            channels[node.name] = MinMaxObserver(node.name, axis=-1)
+        if isinstance(node, Scores):
+            heads[node.inputs[0]] = node
+            observers[node.inputs[0]] = make_observer(observer, node.inputs[0], 0)
+            scores[node.name] = MinMaxObserver(node.name)
 
-    def watch(name: str, axis: int | None = None) -> Observer:
-        observers[name] = make_observer(observer, name, axis)
-        return observers[name]
+    def see(node: Node, out: Tensor) -> None:
+        if isinstance(node, Scores):
+            softmax = network.consumers[node.name][0]
+            mask = getattr(softmax, "mask", None)  # a score that is left out needs no room
+            scores[node.name].update(out if mask is None else out.masked_fill(mask[:, None], 0))
+        elif node.name in heads:
+            count = heads[node.name].heads
+            parts = split_heads(out, count, None)
+            observers[node.name].update(parts.transpose(1, 2).reshape(3 * count, -1))
+        elif node.name in observers:
+            observers[node.name].update(out)
+        if node.name in channels:
+            channels[node.name].update(out)
 
-    def on_input(name: str) -> None:
-        seen = watch(f"{name}.input")
-        handles.append(
-            modules[name].register_forward_pre_hook(lambda _module, args: seen.update(args[0]))
-        )
-
-    def on_norm_output(name: str) -> None:
-        seen, each = watch(f"{name}.output"), MinMaxObserver(f"{name}.output", axis=-1)
-        channels[name] = each
-
-        def hook(_module: nn.Module, _args: Any, output: torch.Tensor) -> None:
-            seen.update(output)
-            each.update(output)
-
-        handles.append(modules[name].register_forward_hook(hook))
-
-    def on_heads(name: str) -> None:
-        attention = modules[name]
-        heads, octave = attention.num_heads, float(attention.scale) * math.log2(math.e)
-        seen, score = watch(f"{name}.qkv.heads", axis=0), MinMaxObserver(f"{name}.scores")
-        scores[name] = score
-
-        def hook(_module: nn.Module, _args: Any, output: torch.Tensor) -> None:
-            q, k, v = split_heads(output, heads).unbind(0)
-            score.update(q @ k.transpose(-2, -1) * octave)
-            seen.update(torch.stack([q, k, v]).transpose(1, 2).flatten(0, 1))
-
-        handles.append(modules[f"{name}.qkv"].register_forward_hook(hook))
-
-    for name in (*topology.norms, *topology.linears, *topology.activations):
-        on_input(name)
-    for name in topology.norms:
-        on_norm_output(name)
-    for name in topology.attentions:
-        on_heads(name)
-    with _hooks(handles):
-        _feed(model, inputs, batch, progress)
+    feed(network, images, see, batch, progress)
     ranges = {name: seen.range() for name, seen in observers.items()}
-    peaks = {name: max(abs(float(end)) for end in seen.range()) for name, seen in scores.items()}
+    for name, node in heads.items():
+        low, high = ranges[name]
+        ranges[name] = low.reshape(3, node.heads), high.reshape(3, node.heads)
 
     searches: dict[str, PtfSearch] = {}
-    handles = []
-    for name in topology.norms:
-        low, high = (float(end) for end in ranges[f"{name}.input"])
-        count = int(np.prod(modules[name].normalized_shape))
-        search = PtfSearch(low, high, count, preset.residual_bits, preset.max_shift)
-        searches[name] = search
 
-        def measure(_module: nn.Module, args: Any, search: PtfSearch = search) -> None:
-            search.update(args[0])
+    def measure(node: Node, out: Tensor) -> None:
+        if node.name not in ranges or network.kind(node) != "stream":
+            return
+        if node.name not in searches:
+            low, high = (float(end) for end in ranges[node.name])
+            count = out.shape[-1]
+            searches[node.name] = PtfSearch(
+                low, high, count, preset.residual_bits, preset.max_shift
+            )
+        searches[node.name].update(out)
 
-        handles.append(modules[name].register_forward_pre_hook(measure))
-    with _hooks(handles):
-        _feed(model, inputs, batch, progress)
+    feed(network, images, measure, batch, progress)
     return Observations(
-        topology,
         ranges,
         {name: seen.extremes() for name, seen in channels.items()},
         {name: search.grid() for name, search in searches.items()},
-        peaks,
+        {
+            network.consumers[name][0].name: max(abs(float(end)) for end in seen.range())
+            for name, seen in scores.items()
+        },
     )

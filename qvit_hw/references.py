@@ -69,9 +69,9 @@ def layernorm_vectors(
     codes: Any, calibrated: CalibratedModel, name: str
 ) -> tuple[Ints64, Ints64, Floats]:
     """Return (input, golden, float reference) as rows of a layer's channels."""
-    plan = calibrated.plans[name]
+    plan = calibrated.plan.norms[name]
     rows = np.asarray(codes, np.int64).reshape(-1, plan.params.channels)
-    golden = layernorm(rows, calibrated.layernorm_spec, plan.params)
+    golden = layernorm(rows, calibrated.plan.layernorm_spec, plan.params)
     return rows, golden, float_layernorm(rows, plan)
 
 
@@ -91,8 +91,8 @@ def layernorm_metrics(golden: Any, reference: Any, plan: LayerNormPlan) -> Metri
 def softmax_vectors(
     scores: Any, calibrated: CalibratedModel, name: str
 ) -> tuple[Ints64, Ints64, Floats]:
-    """Return (input, golden, float reference) as rows in the order image, head, query."""
-    spec, params = calibrated.softmax_spec, calibrated.softmax[name]
+    """Return (input, golden, float reference) as rows in the order image, (window,) head, query."""
+    spec, params = calibrated.plan.softmax_spec, calibrated.plan.softmax[name]
     rows = np.asarray(scores, np.int64).reshape(-1, np.shape(scores)[-1])
     return rows, softmax(rows, spec, params).astype(np.int64), float_softmax(rows, spec, params)
 
@@ -102,12 +102,12 @@ def softmax_metrics(
 ) -> Metrics:
     """Compare golden codes with exact log quantisation of the reference, and A.V with float attention.
 
-    ``values``: the float model's v, [images, heads, tokens, d]; the codes' rows are image, head, query.
+    ``values``: the float model's v, [groups, n, d], one for each n rows of codes in their order.
     """
     ideal = np.minimum(round_half_up(reference), spec.last_code)
     difference = np.abs(golden - ideal)
     v = np.asarray(values, np.float64)
-    shape = (*v.shape[:3], v.shape[2])
+    shape = (len(v), -1, v.shape[1])
     per_code = 2 if spec.base == "sqrt2" else 1
     exact = np.exp2(-np.asarray(reference) / per_code).reshape(shape) @ v
     return _metrics(
