@@ -79,7 +79,7 @@ def test_without_pooling_the_features_are_rows_of_tokens():
     torch.testing.assert_close(network.run(images), want, rtol=0, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")  # timm's resampling
+@pytest.mark.filterwarnings("ignore::UserWarning:timm")  # its resampling of positions
 @pytest.mark.parametrize("size", [(16, 16), (32, 16), (24, 24)])
 def test_a_model_that_was_given_another_size(size):
     model = tiny_swin()
