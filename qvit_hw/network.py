@@ -318,7 +318,13 @@ class Network:
             return "scores" if isinstance(node, Scores) else "codes"
         if isinstance(node, Linear | PatchEmbed):
             readers = {reader.op for reader in self.consumers[node.name]}
-            return "heads" if "scores" in readers else "features" if "gelu" in readers else "accumulators"
+            return (
+                "heads"
+                if "scores" in readers
+                else "features"
+                if "gelu" in readers
+                else "accumulators"
+            )
         return "features"
 
     def of(self, *ops: str) -> list[Node]:
