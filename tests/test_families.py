@@ -231,7 +231,7 @@ class Subclass(VisionTransformer):
 def test_other_classes(kind):
     model = tiny_vit(Subclass) if kind is Subclass else nn.Linear(2, 2)
     known = "VisionTransformer, VisionTransformerDistilled or SwinTransformer"
-    refused(f"Model must be timm's {known}, not {kind.__name__}.", model)
+    refused(f"Network must be timm's {known}, not {kind.__name__}.", model)
 
 
 def test_sizes_that_do_not_fit():
@@ -249,5 +249,5 @@ def test_sizes_that_do_not_fit():
 )
 def test_other_architectures(name):
     model = timm.create_model(name)
-    sentence = ".* at 'patch_embed' has no .*" if name.startswith("vit") else "Model must be .*"
+    sentence = ".* at 'patch_embed' has no .*" if name.startswith("vit") else "Network must be .*"
     refused(sentence, shake(model), exact=False)

@@ -179,4 +179,4 @@ def test_what_was_put_into_the_model_is_refused():
     known = "VisionTransformer, VisionTransformerDistilled or SwinTransformer"
     model = tiny_swin()
     model.__class__ = Subclass
-    refused(f"Model must be timm's {known}, not Subclass.", model)
+    refused(f"Network must be timm's {known}, not Subclass.", model)

@@ -45,7 +45,7 @@ def lower(
     if type(model) not in _ADAPTERS:
         names = [kind.__name__ for kind in SUPPORTED]
         known = f"{', '.join(names[:-1])} or {names[-1]}"
-        raise UserError(f"Model must be timm's {known}, not {type(model).__name__}.")
+        raise UserError(f"Network must be timm's {known}, not {type(model).__name__}.")
     network = _ADAPTERS[type(model)](model, mean, std)
     if input_size is not None and network.input_size != tuple(input_size):
         raise UserError(
