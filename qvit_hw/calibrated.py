@@ -87,7 +87,7 @@ class CalibratedModel:
         ValueError for a name that is none.
         """
         if active is None:
-            out = self.network.run(images, forward=self._codes)
+            out = self.network.run(images, forward=self.codes)
             return self._meaning(self.network.output.name, out)
         unknown = sorted(set(active) - set(self.quantisers))
         if unknown:
@@ -119,14 +119,14 @@ class CalibratedModel:
                 seen[node.name] = _whole(out)
             return out
 
-        self.network.run(images, tap, self._codes)
+        self.network.run(images, tap, self.codes)
         return seen
 
     def step(self, name: str, codes: Mapping[str, Any]) -> Ints:
         """One node's integers from given integers of its inputs, {tensor: integers}."""
         node = self.network[name]
         inputs = [torch.tensor(np.asarray(codes[each])).double() for each in node.inputs]
-        return _whole(self._codes(node, inputs))
+        return _whole(self.codes(node, inputs))
 
     def values(self, name: str, codes: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
         """What integers of a tensor mean, in the float network's units."""
@@ -138,25 +138,29 @@ class CalibratedModel:
     def _grid(self, node: Node) -> AffineGrid:
         return self.plan.affine(node.name)
 
-    def _codes(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    def codes(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+        """A node's whole numbers from those of its inputs, all as floats: the unit's arithmetic."""
         rule: Callable[[Any, Sequence[Tensor]], Tensor] = getattr(self, f"_{node.op}")
         return rule(node, inputs)
 
     # -------------------------------------------------------------------------------- operators
 
-    def _sums(self, node: Node, rows: Tensor) -> Tensor:
-        """Accumulators of codes [..., K]: float32 holds each product of the units' widths exactly."""
+    def sums(self, node: Linear | PatchEmbed, inputs: Tensor) -> Tensor:
+        """A linear layer's accumulators, float64: float32 holds every product of 8 bits exactly."""
         planned = self.plan.weights[node.name]
         weight = torch.tensor(planned.codes, dtype=_width(planned.codes.shape[1], planned.bits))
+        rows = inputs
+        if isinstance(node, PatchEmbed):
+            patches = torch.nn.functional.unfold(inputs.float(), node.patch, stride=node.patch)
+            rows = patches.transpose(1, 2)
         total = rows.to(weight.dtype) @ weight.T
         return total.double() + torch.tensor(planned.bias).double()
 
     def _patch_embed(self, node: PatchEmbed, inputs: Sequence[Tensor]) -> Tensor:
-        patches = torch.nn.functional.unfold(inputs[0].float(), node.patch, stride=node.patch)
-        return self._sums(node, patches.transpose(1, 2))
+        return self.sums(node, inputs[0])
 
     def _linear(self, node: Linear, inputs: Sequence[Tensor]) -> Tensor:
-        total = self._sums(node, inputs[0])
+        total = self.sums(node, inputs[0])
         if self.network.kind(node) == "accumulators":
             return total
         grid = self._grid(node)
