@@ -9,13 +9,18 @@ Rounding is half up, as everywhere. These grids occur:
 - :class:`ScoreGrid`, for attention scores: base-2 exponents, fixed point.
 - :class:`CodeGrid`, for softmax codes: powers of two.
 - the output of a LayerNorm, :class:`LayerNormPlan`: per channel ``q_c = zscore * gain_c + offset_c`` and
-  ``y_c = (q_c - z) * scale_c + rest_c``. Affine *dyadic*: one scale for all channels, no rest.
-  Affine *shift*: gain_c is a power of two, so ``scale_c = gamma_c / gain_c`` is folded into the weights of
-  the linear layer that follows, and ``rest_c`` (zero but in the channels named below) into its bias.
+  ``y_c = (q_c - z) * scale_c + rest_c``. Affine *dyadic*: one scale for all channels and no rest, or a scale
+  per channel; affine *shift*: gain_c is a power of two, so ``scale_c = gamma_c / gain_c`` is always one per
+  channel. Such scales are folded into the weights of the linear layer that follows, and ``rest_c`` into its
+  bias.
 
-In ``shift`` a gain spans 0 to 7 octaves. A channel whose gamma is smaller than that takes the smallest
-gain; its beta could leave the codes then, and goes to ``rest``. So does the beta of gamma = 0, whose
-scale is 0: its codes carry the z-score, which no weight looks at.
+Scales per channel are the re-parameterisation of RepQ-ViT (arXiv 2212.08254, section 3.2): every channel
+uses all its codes, and hardware does not notice. There the zero point is the mean of the channels' own, no
+integer; here each channel's centre goes to ``rest``, nothing is left for the zero point, and z = 0 is exact.
+Taken to the end it makes the next layer's weights as unequal as the channels were, so ``reparam``, between
+0 and 1, says how far each channel goes from the widest one's scale to its own, geometrically. (LRP-QViT,
+arXiv 2401.11243, clips outliers among the scales instead: those of the channels that matter most.)
+A channel whose gamma is 0 is constant: its scale is 0 and rest is beta.
 """
 
 from __future__ import annotations
@@ -204,20 +209,31 @@ def plan_layernorm(
     high: Any,
     spec: LayerNormSpec,
     channel_range: tuple[Any, Any] | None = None,
+    reparam: float = 0.0,
 ) -> LayerNormPlan:
     """Return the integers of a LayerNorm whose outputs should span [low, high].
 
-    ``channel_range``: (low, high) of each output channel, which affine "shift" scales one by one.
+    channel_range: (low, high) of each output channel, for scales per channel; without it all have the
+    whole range.  reparam: 0 to 1, see the module's docstring. Affine "dyadic" with 0 has one scale, and
+    nothing to fold. ValueError for a ``reparam`` out of range.
     """
+    if not 0 <= reparam <= 1:
+        raise ValueError(f"Reparam must be 0 to 1, not {reparam!r}")
     gamma, beta = np.asarray(gamma, np.float64), np.asarray(beta, np.float64)
     count = gamma.size
-    if spec.affine == "dyadic":
-        point, gain, out_zero, gains, scale, rest = _dyadic(gamma, float(low), float(high), spec)
+    if spec.affine == "dyadic" and not reparam:
+        out_zero, scale, rest = _one_scale(gamma, float(low), float(high), spec)
     else:
         lows, highs = channel_range if channel_range is not None else (low, high)
-        lows = np.clip(np.broadcast_to(np.asarray(lows, np.float64), count), low, high)
-        highs = np.clip(np.broadcast_to(np.asarray(highs, np.float64), count), low, high)
-        point, gain, out_zero, gains, scale, rest = _shift(gamma, beta, lows, highs, spec)
+        lows = np.broadcast_to(np.asarray(lows, np.float64), count)
+        highs = np.broadcast_to(np.asarray(highs, np.float64), count)
+        out_zero, (scale, rest) = 0, _scales(gamma, beta, lows, highs, reparam, spec)
+    gains = np.divide(gamma, scale, out=np.zeros(count), where=scale != 0)
+    if spec.affine == "dyadic":
+        point, gain = _gains(gains, spec)
+    else:
+        point, gain = _exponents(gains, spec)
+        gains = 2.0 ** (gain + point - spec.output_shift)  # constant channels have one, too
     with np.errstate(divide="ignore", invalid="ignore"):
         offsets = np.where(scale != 0, (beta - rest) / scale, 0.0) + out_zero
     legal = spec.bounds["offset"]
@@ -235,62 +251,63 @@ def plan_layernorm(
     return LayerNormPlan(params, grid, out_zero, spec.out_bits, eps, gains, offsets, scale, rest)
 
 
-def _dyadic(
+def _one_scale(
     gamma: Floats, low: float, high: float, spec: LayerNormSpec
-) -> tuple[int, Ints64, int, Floats, Floats, Floats]:
-    """Return (p, G, z_out, gain, scale, rest): one output scale, a 16-bit gain per channel."""
+) -> tuple[int, Floats, Floats]:
+    """Return (z_out, scale, rest): one scale for all channels."""
     grid = affine_grid(low, high, spec.out_bits)
-    largest = float(np.abs(gamma).max())
-    # The finest p still has room for a gain of 2**(max_point - MARGIN); no real layer comes near.
-    limit = 2.0 ** (spec.max_point - spec.output_shift + spec.gain_exponent) * (1 - 2**-15)
-    scale = max(grid.scale, largest / limit)
-    gain = gamma / scale
-    peak = float(np.abs(gain).max())
+    scale = max(grid.scale, float(np.abs(gamma).max()) / _largest_gain(spec))
+    return grid.zero_point, np.full(gamma.shape, scale), np.zeros_like(gamma)
+
+
+def _largest_gain(spec: LayerNormSpec) -> float:
+    """Output codes per standard deviation that the unit can give; no real layer comes near."""
+    return float(2.0 ** (spec.max_point - spec.output_shift + spec.gain_exponent) * (1 - 2**-15))
+
+
+def _scales(
+    gamma: Floats, beta: Floats, low: Floats, high: Floats, reparam: float, spec: LayerNormSpec
+) -> tuple[Floats, Floats]:
+    """Return (scale, rest) per channel, for z_out = 0: channels use their codes, centred."""
+    codes, live, size = (1 << spec.out_bits) - 1, gamma != 0, np.abs(gamma)
+    middle = (low + high) / 2
+    # The finest scale: finer, and the channel's ends, its gain or its offset would not fit.
+    reach = spec.bounds["offset"].high / 2.0**spec.output_shift - 1
+    finest = np.maximum((high - low) / codes, np.abs(beta - middle) / reach)
+    finest = np.maximum(finest, size / _largest_gain(spec))
+    if not live.any():
+        return np.zeros_like(gamma), beta
+    wanted = finest**reparam * float(finest[live].max()) ** (1 - reparam)
+    scale = np.where(live, wanted, 0.0)
+    if spec.affine == "shift":
+        octaves = np.log2(size[live])
+        most = np.floor(octaves - np.log2(finest[live]))
+        # Gains span gain_exponent octaves: the channel that needs the smallest one limits all others.
+        top = min(float(most.min()) + spec.gain_exponent, float(most.max()))
+        near = np.minimum(round_half_up(octaves - np.log2(wanted[live])), np.minimum(most, top))
+        least = max(float(near.max()) - spec.gain_exponent, -spec.output_shift)
+        scale[live] = gamma[live] / 2.0 ** np.maximum(near, least)
+    return scale, np.where(live, middle + scale / 2, beta)  # codes are centred on -1/2
+
+
+def _gains(gains: Floats, spec: LayerNormSpec) -> tuple[int, Ints64]:
+    """Return (p, G) of affine "dyadic": the finest p with which the largest gain has 16 bits."""
+    peak = float(np.abs(gains).max())
     exponent = math.ceil(math.log2(peak)) if peak else -spec.max_point
     point = int(np.clip(spec.output_shift - spec.gain_exponent + exponent, 0, spec.max_point))
-    if _gains(peak, point, spec) > spec.gain_range.high and point < spec.max_point:
+    top = spec.gain_range.high
+    if peak * 2.0 ** (spec.output_shift - point) >= top + 0.5 and point < spec.max_point:
         point += 1  # the largest gain is, or rounds up to, a power of two
-    gains = np.clip(_gains(gain, point, spec), spec.gain_range.low, spec.gain_range.high)
-    scales = np.full(gamma.shape, scale)
-    return point, gains.astype(np.int64), grid.zero_point, gain, scales, np.zeros_like(gamma)
+    whole = round_half_up(gains * 2.0 ** (spec.output_shift - point))
+    return point, np.clip(whole, spec.gain_range.low, top).astype(np.int64)
 
 
-def _gains(gain: Any, point: int, spec: LayerNormSpec) -> Floats:
-    return round_half_up(np.asarray(gain) * 2.0 ** (spec.output_shift - point))
-
-
-def _shift(
-    gamma: Floats, beta: Floats, low: Floats, high: Floats, spec: LayerNormSpec
-) -> tuple[int, Ints64, int, Floats, Floats, Floats]:
-    """Return (p, G, z_out, gain, scale, rest): power-of-two gains, the finest whose codes all fit.
-
-    Gains are the powers of two nearest to gamma / s; s grows by eighths of an octave from half the
-    plain scale until every channel's codes fit.
-    """
-    top = spec.output_shift
-    codes = (1 << spec.out_bits) - 1
-    live = gamma != 0
-    size = np.where(live, np.abs(gamma), 1.0)
-    step = (max(float(high.max()), 0.0) - min(float(low.min()), 0.0)) / codes / 2
-    step = max(step, float(size.max()) / 2.0 ** (spec.max_point - top + spec.gain_exponent))
-    while True:
-        exponent = np.where(live, round_half_up(np.log2(size / step)), -1000)
-        largest = int(exponent.max()) if live.any() else 0
-        point = int(np.clip(largest + top - spec.gain_exponent, 0, spec.max_point))
-        gain = np.clip(exponent + top - point, spec.gain_range.low, spec.gain_range.high)
-        rest = np.where(exponent + top - point < spec.gain_range.low, beta, 0.0)
-        gains = 2.0 ** (gain + point - top)
-        scale = np.where(live, gamma / gains, 0.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ends = np.where(live, (np.stack([low, high]) - rest) / scale, 0.0)
-        first, last = min(float(ends.min()), 0.0), max(float(ends.max()), 0.0)
-        if last - first <= codes:
-            break
-        step *= 2**0.125
-    half = 1 << (spec.out_bits - 1)
-    middle = round_half_up((codes - (last - first)) / 2)  # what is left over, on both sides
-    zero_point = int(np.clip(round_half_up(-half - first + middle), -half, half - 1))
-    return point, gain.astype(np.int64), zero_point, gains, scale, rest
+def _exponents(gains: Floats, spec: LayerNormSpec) -> tuple[int, Ints64]:
+    """Return (p, G) of affine "shift", whose gains are powers of two (or 0: any will do)."""
+    exponent = np.round(np.log2(np.where(gains != 0, gains, np.nan)))
+    largest = 0 if np.isnan(exponent).all() else int(np.nanmax(exponent))
+    point = int(np.clip(largest + spec.output_shift - spec.gain_exponent, 0, spec.max_point))
+    return point, np.nan_to_num(exponent + spec.output_shift - point).astype(np.int64)
 
 
 def plan_softmax(
