@@ -58,6 +58,7 @@ VARIANTS = {
     "layer norm in fp32": {"norm_layer": LayerNormFp32},
     "layer norm without affine": {"norm_layer": partial(nn.LayerNorm, elementwise_affine=False)},
     "layer norm without bias": {"norm_layer": partial(nn.LayerNorm, bias=False)},
+    "layer norm with a large epsilon": {"norm_layer": partial(nn.LayerNorm, eps=0.1)},
     "dropout everywhere": {
         f"{where}_rate": 0.3
         for where in ("drop", "pos_drop", "patch_drop", "proj_drop", "attn_drop", "drop_path")
@@ -105,6 +106,22 @@ def test_the_comparison_sees_every_parameter():
             with torch.no_grad():
                 parameter.copy_(kept)
         assert torch.equal(lower(model, MEAN, STD).run(images), want)
+
+
+def test_the_comparison_sees_the_function_and_the_epsilon():
+    """The negative twin: near as gelu and its tanh form are, the outputs differ."""
+    images = torch.randint(0, 256, (2, *SIZE), dtype=torch.uint8)
+    outputs = [
+        lower(tiny_vit(**options), MEAN, STD).run(images)
+        for options in (
+            {"act_layer": "gelu"},
+            {"act_layer": "gelu_tanh"},
+            {"act_layer": "quick_gelu"},
+            {"norm_layer": partial(nn.LayerNorm, eps=0.1)},
+        )
+    ]
+    for other in outputs[1:]:
+        assert (other - outputs[0]).abs().max() > 1e-4 * outputs[0].abs().max()
 
 
 @pytest.mark.parametrize("name", ["digits", "deit_tiny_patch16_224"])
