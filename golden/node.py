@@ -49,7 +49,7 @@ from golden.requant import RequantParams
 from golden.residual import ResidualParams, ResidualSpec
 from golden.softmax import SoftmaxParams, SoftmaxSpec
 
-__all__ = ["IMAGE", "OPERATIONS", "Flow", "Node", "Operation", "flow_of"]
+__all__ = ["IMAGE", "OPERATIONS", "Flow", "Node", "Operation", "check_parts", "flow_of"]
 
 IMAGE = "image"
 """Name of a network's input: raw uint8 pixels [B, C, H, W]."""
@@ -93,10 +93,8 @@ class Operation:
     optional: tuple[str, ...] = ()
 
 
-def flow_of(node: Node, *inputs: Flow) -> Flow:
-    """Return what a node's output may hold; TypeError or ValueError unless all of its parts suit each
-    other and whatever ``inputs`` may hold.
-    """
+def check_parts(node: Node) -> None:
+    """Raise TypeError or ValueError unless a node has what its operator needs, parameters within range."""
     operation = OPERATIONS.get(node.op)
     if operation is None:
         raise ValueError(f"Operator must be one of {sorted(OPERATIONS)}, not {node.op!r}")
@@ -112,9 +110,27 @@ def flow_of(node: Node, *inputs: Flow) -> Flow:
         raise ValueError(
             f"Layout of {node.op} must have {sorted(known)}, not {sorted(node.layout)}"
         )
-    if len(inputs) != operation.inputs:
-        raise ValueError(f"Inputs of {node.op} must be {operation.inputs}, not {len(inputs)!r}")
-    return operation.flow(node, *inputs)
+    if len(node.inputs) != operation.inputs:
+        raise ValueError(
+            f"Inputs of {node.op} must be {operation.inputs}, not {len(node.inputs)!r}"
+        )
+    if isinstance(node.spec, PatchEmbedSpec):
+        node.params.check(node.spec.linear)
+    elif isinstance(node.spec, AttendSpec):
+        node.params.check(node.spec.requant)
+    elif node.params is not None:
+        node.params.check(node.spec)
+
+
+def flow_of(node: Node, *inputs: Flow) -> Flow:
+    """Return what a node's output may hold; TypeError or ValueError unless all of its parts suit each
+    other and whatever ``inputs`` may hold.
+    """
+    check_parts(node)
+    return OPERATIONS[node.op].flow(node, *inputs)
+
+
+# ------------------------------------------------------------------------------------ shapes and ranges
 
 
 def _same(name: str, value: Any, wanted: Any) -> None:
@@ -162,7 +178,6 @@ def _flow_patch_embed(node: Node, image: Flow) -> Flow:
         raise ValueError(
             f"Image size must be a multiple of {spec.patch} pixels, not {height!r} x {width!r}"
         )
-    params.check(spec.linear)
     _same("Pixels of the weights", params.in_features, spec.linear.in_features)
     count = (height // spec.patch) * (width // spec.patch)
     return Flow((count, params.out_features), params.reach(spec.linear))
@@ -172,7 +187,6 @@ def _check_residual(node: Node, stream: Flow | None, acc: Flow | None) -> Flow:
     """The output of a residual unit with these inputs; what is None is a constant of the unit."""
     spec: ResidualSpec = node.spec
     params: ResidualParams = node.params
-    params.check(spec)
     shapes = [flow.shape for flow in (stream, acc) if flow is not None]
     for shape in shapes:
         _same("Row length", shape[-1], params.channels)
@@ -205,7 +219,6 @@ def _flow_start(node: Node, x: Flow) -> Flow:
 
 
 def _flow_layernorm(node: Node, x: Flow) -> Flow:
-    node.params.check(node.spec)
     _same("Row length", x.shape[-1], node.params.channels)
     _within("Codes", x, _signed(node.spec.in_bits))
     return Flow(x.shape, node.spec.bounds["code"])
@@ -214,7 +227,6 @@ def _flow_layernorm(node: Node, x: Flow) -> Flow:
 def _flow_linear(node: Node, x: Flow) -> Flow:
     spec: LinearSpec = node.spec
     params: LinearParams = node.params
-    params.check(spec)
     _same("Row length", x.shape[-1], params.in_features)
     _within("Codes", x, spec.bounds["input"])
     out = params.reach(spec) if spec.requant is None else spec.requant.bounds["code"]
@@ -241,7 +253,6 @@ def _heads(node: Node, qkv: Flow, channels: int) -> tuple[tuple[int, ...], int]:
 def _flow_scores(node: Node, qkv: Flow) -> Flow:
     spec: ScoreSpec = node.spec
     params: ScoreParams = node.params
-    params.check(spec)
     rows, depth = _heads(node, qkv, int(np.shape(params.requant.multiplier)[0]))
     if depth > spec.head_dim:
         raise ValueError(f"Head dimension must be at most {spec.head_dim}, not {depth!r}")
@@ -253,7 +264,6 @@ def _flow_scores(node: Node, qkv: Flow) -> Flow:
 
 def _flow_softmax(node: Node, scores: Flow) -> Flow:
     spec: SoftmaxSpec = node.spec
-    node.params.check(spec)
     _within("Scores", scores, spec.bounds["score"])
     if scores.shape[-1] > spec.max_tokens:
         raise ValueError(f"Row length must be at most {spec.max_tokens}, not {scores.shape[-1]!r}")
@@ -270,7 +280,6 @@ def _flow_softmax(node: Node, scores: Flow) -> Flow:
 def _flow_attend(node: Node, codes: Flow, qkv: Flow) -> Flow:
     spec: AttendSpec = node.spec
     params: RequantParams = node.params
-    params.check(spec.requant)
     rows, _ = _heads(node, qkv, int(np.shape(params.multiplier)[0]))
     _same("Softmax of the codes", codes.softmax, spec.softmax)
     _same("Shape of the codes", codes.shape, (*rows, rows[-1]))
@@ -279,7 +288,6 @@ def _flow_attend(node: Node, codes: Flow, qkv: Flow) -> Flow:
 
 
 def _flow_gelu(node: Node, x: Flow) -> Flow:
-    node.params.check(node.spec)
     _within("Codes", x, node.spec.bounds["input"])
     return Flow(x.shape, node.spec.bounds["code"])
 
@@ -287,6 +295,8 @@ def _flow_gelu(node: Node, x: Flow) -> Flow:
 def _flow_merge(node: Node, x: Flow) -> Flow:
     count, channels = _tokens(x)
     rows, group = _rows("Index", node.layout["index"], None, Interval(0, count - 1))
+    if not rows or not group:
+        raise ValueError(f"Index must hold tokens, not have shape {(rows, group)!r}")
     return Flow((rows, group * channels), x.range)
 
 
@@ -303,7 +313,6 @@ def _flow_select(node: Node, x: Flow) -> Flow:
 def _flow_pool(node: Node, x: Flow) -> Flow:
     spec: PoolSpec = node.spec
     params: PoolParams = node.params
-    params.check(spec)
     count, channels = _tokens(x)
     first = integer(node.layout["first"], "First token", 0, count - 1)
     if count - first > spec.max_tokens:

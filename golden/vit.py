@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole Vision Transformer in integers: from uint8 pixels to logits.
 
-    model = VitModel(nodes, (3, 224, 224))
+    model = VitModel.from_bundle("bundle")
     logits = model(images)                              # int64 [B, classes]
     tensors = model.trace(images, ["blocks.0.attn"])    # any tensor on the way
 
@@ -14,12 +14,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from golden.attention import attend, attention_scores
 from golden.bounds import Interval
+from golden.bundle import BundleError, read_bundle, unpack_network
 from golden.fixedpoint import Ints, integer
 from golden.gelu import gelu
 from golden.layernorm import layernorm
@@ -70,6 +73,22 @@ class VitModel:
         self.flows: Mapping[str, Flow] = flows
         """Shape (of one image) and range of every tensor, IMAGE included."""
         self._by_name = {node.name: node for node in self.nodes}
+
+    @classmethod
+    def from_bundle(
+        cls,
+        path: Path | str,
+        contents: tuple[Mapping[str, Any], Mapping[str, npt.NDArray[Any]]] | None = None,
+    ) -> VitModel:
+        """Read the network of a bundle; :class:`golden.bundle.BundleError` where it is not sound.
+
+        ``contents``: what :func:`golden.bundle.read_bundle` has returned for it before.
+        """
+        manifest, tensors = read_bundle(path) if contents is None else contents
+        try:
+            return cls(*unpack_network(manifest, tensors))
+        except (TypeError, ValueError) as error:
+            raise BundleError(f"Bundle {str(path)!r} has an invalid network: {error}.") from None
 
     def __getitem__(self, name: str) -> Node:
         return self._by_name[name]

@@ -202,6 +202,12 @@ FAULTS = [
         r"Shape of the mask must be \(4, 4, 4\), not \(1, 4, 4\)",
     ),
     ("swin", "layers.1.merge", {"layout": {"index": np.array([[16]])}}, "Index must be .*, not 16"),
+    (
+        "swin",
+        "layers.1.merge",
+        {"layout": {"index": np.zeros((0, 4), int)}},
+        r"Index must hold tokens, not have shape \(0, 4\)",
+    ),
     ("swin", "pool", {"layout": {"first": 4}}, "First token must be from 0 to 3, not 4"),
     ("swin", "pool", {"spec": put(max_tokens=3)}, "Tokens must be at most 3, not 4"),
     ("swin", "pool", {"spec": put(in_bits=7)}, "Codes must be from -64 to 63, not from -128 .*"),
