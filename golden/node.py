@@ -18,6 +18,12 @@ The operators themselves are other modules of this package, one each; :mod:`gold
     select                                        tokens                codes [N, C]     codes [k * C]
     pool         PoolSpec, PoolParams             first                 codes [N, C]     codes [C]
 
+FQ-ViT's operators have the rows of those above, but take codes for sums: fqvit_embed, fqvit_layernorm,
+fqvit_scores, fqvit_softmax, fqvit_attend, fqvit_residual (:mod:`golden.fqvit`, :mod:`golden.fqvit_block`);
+there is one more:
+
+    fqvit_requant  RequantSpec, RequantParams                           sums [.., C]     codes, alike
+
 Shapes are those of one image; every tensor has the batch as its first axis. ``positions`` [N, C] are codes
 on the input grid of embed's residual unit, ``prefix`` [P, C] codes on its output grid (P may be 0).
 ``source`` says which input of the residual unit a start feeds: "branch" (sums) or "stream" (codes).
@@ -40,12 +46,20 @@ import numpy.typing as npt
 from golden.attention import AttendSpec, ScoreParams, ScoreSpec
 from golden.bounds import Interval
 from golden.fixedpoint import integer, integers
+from golden.fqvit import FqLayerNormParams, FqLayerNormSpec, FqSoftmaxParams, FqSoftmaxSpec
+from golden.fqvit_block import (
+    FqAttendParams,
+    FqAttendSpec,
+    FqResidualParams,
+    FqScoreParams,
+    FqScoreSpec,
+)
 from golden.gelu import GeluParams, GeluSpec
 from golden.layernorm import LayerNormParams, LayerNormSpec
 from golden.linear import LinearParams, LinearSpec
 from golden.patch_embed import PatchEmbedSpec
 from golden.pool import PoolParams, PoolSpec
-from golden.requant import RequantParams
+from golden.requant import RequantParams, RequantSpec
 from golden.residual import ResidualParams, ResidualSpec
 from golden.softmax import SoftmaxParams, SoftmaxSpec
 
@@ -78,7 +92,7 @@ class Flow:
 
     shape: tuple[int, ...]
     range: Interval
-    softmax: SoftmaxSpec | None = None
+    softmax: SoftmaxSpec | FqSoftmaxSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +130,7 @@ def check_parts(node: Node) -> None:
         )
     if isinstance(node.spec, PatchEmbedSpec):
         node.params.check(node.spec.linear)
-    elif isinstance(node.spec, AttendSpec):
+    elif isinstance(node.spec, AttendSpec | FqAttendSpec):
         node.params.check(node.spec.requant)
     elif node.params is not None:
         node.params.check(node.spec)
@@ -144,6 +158,12 @@ def _within(name: str, flow: Flow, legal: Interval) -> None:
             f"{name} must be from {legal.low} to {legal.high}, "
             f"not from {flow.range.low} to {flow.range.high}"
         )
+
+
+def _check_channels(params: RequantParams, channels: int) -> None:
+    given = int(np.shape(params.multiplier)[0])
+    if given not in (1, channels):
+        raise ValueError(f"Requantiser must have 1 or {channels} channels, not {given!r}")
 
 
 def _signed(bits: int) -> Interval:
@@ -233,6 +253,14 @@ def _flow_linear(node: Node, x: Flow) -> Flow:
     return Flow((*x.shape[:-1], params.out_features), out)
 
 
+def _flow_requant(node: Node, acc: Flow) -> Flow:
+    spec: RequantSpec = node.spec
+    params: RequantParams = node.params
+    _check_channels(params, acc.shape[-1])
+    _within("Accumulators", acc, spec.bounds["acc"])
+    return Flow(acc.shape, spec.bounds["code"])
+
+
 def _heads(node: Node, qkv: Flow, channels: int) -> tuple[tuple[int, ...], int]:
     """([(W,) heads, n], d) of attention over ``qkv``; ``channels`` of parameters, 1 or one per head."""
     count, width = _tokens(qkv)
@@ -317,9 +345,7 @@ def _flow_pool(node: Node, x: Flow) -> Flow:
     first = integer(node.layout["first"], "First token", 0, count - 1)
     if count - first > spec.max_tokens:
         raise ValueError(f"Tokens must be at most {spec.max_tokens}, not {count - first!r}")
-    given = int(np.shape(params.requant.multiplier)[0])
-    if given not in (1, channels):
-        raise ValueError(f"Requantiser must have 1 or {channels} channels, not {given!r}")
+    _check_channels(params.requant, channels)
     _within("Codes", x, spec.bounds["input"])
     return Flow((channels,), spec.bounds["code"])
 
@@ -342,5 +368,18 @@ OPERATIONS: Mapping[str, Operation] = {
     "merge": Operation(_flow_merge, layout=("index",)),
     "select": Operation(_flow_select, layout=("tokens",)),
     "pool": Operation(_flow_pool, PoolSpec, PoolParams, layout=("first",)),
+    "fqvit_embed": Operation(
+        _flow_embed, ResidualSpec, FqResidualParams, layout=("positions", "prefix")
+    ),
+    "fqvit_layernorm": Operation(_flow_layernorm, FqLayerNormSpec, FqLayerNormParams),
+    "fqvit_requant": Operation(_flow_requant, RequantSpec, RequantParams),
+    "fqvit_scores": Operation(
+        _flow_scores, FqScoreSpec, FqScoreParams, layout=("heads",), optional=("windows",)
+    ),
+    "fqvit_softmax": Operation(_flow_softmax, FqSoftmaxSpec, FqSoftmaxParams, optional=("mask",)),
+    "fqvit_attend": Operation(
+        _flow_attend, FqAttendSpec, FqAttendParams, 2, layout=("heads",), optional=("windows",)
+    ),
+    "fqvit_residual": Operation(_flow_residual, ResidualSpec, FqResidualParams, 2),
 }
 """Every operator that a node may be."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from golden.attention import attend, attention_scores
 from golden.bounds import Interval
 from golden.bundle import BundleError, read_bundle, unpack_network
 from golden.fixedpoint import Ints, integer
+from golden.fqvit import fq_layernorm, fq_requantise, fq_softmax
+from golden.fqvit_block import fq_attend, fq_residual, fq_scores
 from golden.gelu import gelu
 from golden.layernorm import layernorm
 from golden.linear import linear
@@ -184,9 +187,9 @@ def _third(qkv: Ints, which: int) -> Ints:
 # --------------------------------------------------------------------------------------- operators
 
 
-def _embed(node: Node, acc: Ints) -> Ints:
+def _embed(node: Node, acc: Ints, unit: Callable[..., Ints] = residual) -> Ints:
     prefix = np.asarray(node.layout["prefix"])
-    patches = residual(node.layout["positions"], acc, node.spec, node.params)
+    patches = unit(node.layout["positions"], acc, node.spec, node.params)
     prefix = np.broadcast_to(prefix, (len(patches), *prefix.shape))
     return np.concatenate([prefix, patches], axis=1)
 
@@ -198,21 +201,21 @@ def _start(node: Node, x: Ints) -> Ints:
     return residual(blank + node.params.in_zero_point, x, node.spec, node.params)
 
 
-def _scores(node: Node, qkv: Ints) -> Ints:
+def _scores(node: Node, qkv: Ints, unit: Callable[..., Ints] = attention_scores) -> Ints:
     heads, windows = node.layout["heads"], node.layout.get("windows")
     q, k = (_split(_third(qkv, which), heads, windows) for which in (0, 1))
-    return attention_scores(q, k, node.spec, node.params)
+    return unit(q, k, node.spec, node.params)
 
 
-def _softmax(node: Node, scores: Ints) -> Ints:
+def _softmax(node: Node, scores: Ints, unit: Callable[..., Ints] = softmax) -> Ints:
     mask = node.layout.get("mask")
-    return softmax(scores, node.spec, node.params, None if mask is None else mask[:, None])
+    return unit(scores, node.spec, node.params, None if mask is None else mask[:, None])
 
 
-def _attend(node: Node, codes: Ints, qkv: Ints) -> Ints:
+def _attend(node: Node, codes: Ints, qkv: Ints, unit: Callable[..., Ints] = attend) -> Ints:
     windows = node.layout.get("windows")
     v = _split(_third(qkv, 2), node.layout["heads"], windows)
-    return _join(attend(codes, v, node.spec, node.params), windows)
+    return _join(unit(codes, v, node.spec, node.params), windows)
 
 
 def _merge(node: Node, x: Ints) -> Ints:
@@ -238,5 +241,12 @@ FUNCTIONS: Mapping[str, Callable[..., Ints]] = {
     "merge": _merge,
     "select": _select,
     "pool": lambda node, x: pool(x[:, node.layout["first"] :], node.spec, node.params),
+    "fqvit_embed": partial(_embed, unit=fq_residual),
+    "fqvit_layernorm": lambda node, x: fq_layernorm(x, node.spec, node.params),
+    "fqvit_requant": lambda node, acc: fq_requantise(acc, node.spec, node.params),
+    "fqvit_scores": partial(_scores, unit=fq_scores),
+    "fqvit_softmax": partial(_softmax, unit=fq_softmax),
+    "fqvit_attend": partial(_attend, unit=fq_attend),
+    "fqvit_residual": lambda node, x, codes: fq_residual(x, codes, node.spec, node.params),
 }
 """The function of every operator: node and input tensors to output tensor."""

@@ -67,7 +67,9 @@ def test_a_difference_of_one_is_seen(name, monkeypatch):
 
 def test_the_networks_use_every_operator():
     used = {node.op for make in MAKE.values() for node in make().nodes}
-    assert used == set(OPERATIONS) == set(FUNCTIONS)
+    assert set(OPERATIONS) == set(FUNCTIONS)
+    # tests/test_fqvit_block.py has a network of FQ-ViT's.
+    assert used == {op for op in OPERATIONS if not op.startswith("fqvit_")}
 
 
 def test_tensors_are_what_was_announced(model):
