@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from qvit_hw.bundle import LayerData, check_target, write_bundle
+from qvit_hw.bundle_writer import LayerData, check_target, write_bundle
 from qvit_hw.calibrated import CalibratedModel
 from qvit_hw.errors import UserError
 from qvit_hw.export import export
@@ -234,7 +234,6 @@ def _layernorm_layer(name: str, calibrated: CalibratedModel, codes: np.ndarray) 
     return LayerData(
         name=name,
         op="layernorm",
-        params=plan.params,
         input=rows,
         golden=golden,
         reference=reference,
@@ -257,7 +256,6 @@ def _softmax_layer(
     return LayerData(
         name=node.name,
         op="softmax",
-        params=params,
         input=rows,
         golden=golden,
         reference=reference,
@@ -283,7 +281,7 @@ def _print_summary(
         metrics = layer.metrics
         if layer.op == "layernorm":
             quality, ideal = metrics.get("sqnr_db"), None
-            shifts = np.bincount(layer.params.shift, minlength=1)  # type: ignore[union-attr]
+            shifts = np.bincount(calibrated.plan.norms[layer.name].params.shift, minlength=1)
             detail = "a " + " ".join(str(count) for count in shifts)
         else:
             quality, ideal = metrics.get("av_sqnr"), metrics.get("av_sqnr_ideal")

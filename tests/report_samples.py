@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from networks import Builder
 from safetensors.numpy import save_file
 
-from golden.layernorm import LayerNormParams, LayerNormSpec, layernorm, layernorm_pipeline
-from golden.softmax import SoftmaxParams, SoftmaxSpec, softmax, softmax_pipeline
-from qvit_hw.bundle import LayerData, load_bundle, write_bundle
+from golden.layernorm import LayerNormSpec, layernorm, layernorm_pipeline
+from golden.residual import ResidualSpec
+from golden.softmax import SoftmaxSpec, softmax, softmax_pipeline
+from golden.vit import VitModel
+from qvit_hw.bundle import load_bundle
+from qvit_hw.bundle_writer import LayerData, write_bundle
 
 TOKENS, HEADS, CHANNELS, LANES = 17, 2, 24, 8
 LAYERNORM, SOFTMAX = LayerNormSpec(max_channels=64), SoftmaxSpec(max_tokens=64)
@@ -20,25 +24,27 @@ PIPELINES = {
 }
 
 
+def make_network() -> VitModel:
+    """One block of 17 tokens, random but always the same."""
+    net = Builder(7, ResidualSpec(), SOFTMAX, LAYERNORM)
+    x = net.embed(net.patch_embed(2, 1, CHANNELS), TOKENS - 1, 1, CHANNELS, 4)
+    x = net.block("blocks.0", x, CHANNELS, HEADS)
+    net.linear("head", net.add("pool", "select", x, tokens=(0,)), CHANNELS, 5)
+    return net.model(1, 8, 8)
+
+
 def make_bundle(path: Path) -> Path:
     """Write a bundle of two LayerNorms and one attention, random but always the same."""
-    rng = np.random.default_rng(7)
-    layers = []
+    rng, model, layers = np.random.default_rng(7), make_network(), []
     for name in ("blocks.0.norm1", "blocks.0.norm2"):
         codes = rng.integers(-128, 128, (TOKENS, CHANNELS))
-        gain, shift = rng.integers(9000, 20000, CHANNELS), rng.integers(0, 4, CHANNELS)
-        offset = np.zeros(CHANNELS, np.int64)
-        norm = LayerNormParams(zero_point=3, eps=9, point=11, shift=shift, gain=gain, offset=offset)
-        golden = layernorm(codes, LAYERNORM, norm)
-        layers.append(_data(name, "layernorm", norm, codes, golden, golden + 0.25, {}, {}))
+        golden = layernorm(codes, LAYERNORM, model[name].params)
+        layers.append(_data(name, "layernorm", codes, golden, golden + 0.25, {}, {}))
     scores = rng.integers(-300, 300, (HEADS * TOKENS, TOKENS))
-    params = SoftmaxParams(frac=4)
-    golden = softmax(scores, SOFTMAX, params)
+    golden = softmax(scores, SOFTMAX, model["blocks.0.attn"].params)
     metrics = {"av_sqnr": 20.0, "av_sqnr_ideal": 20.05}
     extra = {"heads": HEADS, "tokens": TOKENS}
-    layers.append(
-        _data("blocks.0.attn", "softmax", params, scores, golden, golden - 0.25, metrics, extra)
-    )
+    layers.append(_data("blocks.0.attn", "softmax", scores, golden, golden - 0.25, metrics, extra))
     write_bundle(
         path,
         model={"name": "sample", "source": "made up", "input_size": [1, 8, 8]},
@@ -46,18 +52,21 @@ def make_bundle(path: Path) -> Path:
         observers={},
         images={"source": "none", "calibration": 1, "vectors": 1},
         specs={"layernorm": LAYERNORM, "softmax": SOFTMAX},
+        nodes=model.nodes,
+        input_size=model.input_size,
+        plan={},
+        scales={},
         layers=layers,
     )
     return path
 
 
 def _data(
-    name: str, op: str, params: Any, codes: Any, golden: Any, exact: Any, metrics: Any, extra: Any
+    name: str, op: str, codes: Any, golden: Any, exact: Any, metrics: Any, extra: Any
 ) -> LayerData:
     return LayerData(
         name=name,
         op=op,
-        params=params,
         input=codes,
         golden=golden,
         reference=exact,
@@ -67,7 +76,9 @@ def _data(
     )
 
 
-def make_results(folder: Path, bundle: Path, *, flip: str | None = None, waves: bool = True) -> Path:
+def make_results(
+    folder: Path, bundle: Path, *, flip: str | None = None, waves: bool = True
+) -> Path:
     """Write the results of simulating ``bundle``; in the layer ``flip`` one bit of one code is wrong."""
     folder.mkdir(parents=True)
     loaded = load_bundle(bundle)
@@ -94,9 +105,7 @@ def make_results(folder: Path, bundle: Path, *, flip: str | None = None, waves: 
                 (folder / "waves").mkdir()
                 (folder / "waves" / "first.vcd").write_text("$end\n")
         outputs[f"{layer.name}/rtl"] = rtl
-        runs.append(
-            run_entry(layer.op, layer.name, rtl.shape, int(flip == layer.name), divergence)
-        )
+        runs.append(run_entry(layer.op, layer.name, rtl.shape, int(flip == layer.name), divergence))
     runs.append(run_entry("softmax", None, (5, 33), 0, None) | {"scenario": "stall_both"})
     save_file(outputs, folder / "outputs.safetensors")
     document = {

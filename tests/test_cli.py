@@ -160,7 +160,9 @@ def test_help_waits_for_nothing_heavy():
         "heavy = {'torch', 'timm', 'amaranth', 'cocotb', 'sklearn'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert all(command in done.stdout for command in COMMANDS)
 
@@ -246,9 +248,7 @@ def test_calibrate_leaves_a_folder_with_other_files_alone(refused, tmp_path):
 
 @pytest.mark.parametrize("lanes", ["0", "-1", "33"])
 def test_generate_refuses_lanes(lanes, refused, tmp_path):
-    refused(
-        "generate", "--lanes", lanes, "--out", tmp_path / "rtl", part=f"1 to 32, not {lanes}"
-    )
+    refused("generate", "--lanes", lanes, "--out", tmp_path / "rtl", part=f"1 to 32, not {lanes}")
 
 
 def test_generate_refuses_an_unknown_operator(refused, tmp_path):
@@ -276,18 +276,18 @@ def spoiled(bundle: Path, out: Path, change) -> Path:
 
 
 def drop_file(out: Path) -> None:
-    (out / "tensors.safetensors").unlink()
+    (out / "network.safetensors").unlink()
 
 
 def flip_byte(out: Path) -> None:
-    path = out / "tensors.safetensors"
+    path = out / "network.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
 
 
 def rename_tensor(out: Path) -> None:
-    edit_manifest(out, lambda m: m["layers"][0]["params"].update(shift="nowhere"))
+    edit_manifest(out, lambda m: m["layers"][0]["vectors"].update(input="nowhere"))
 
 
 def widen_dtype(out: Path) -> None:
@@ -295,11 +295,19 @@ def widen_dtype(out: Path) -> None:
 
 
 def shift_too_far(out: Path) -> None:
-    edit_manifest(out, lambda m: m["specs"]["layernorm"].update(max_shift=1))
+    edit_manifest(out, lambda m: spec_of(m, "blocks.0.norm1").update(max_shift=1))
 
 
 def row_too_long(out: Path) -> None:
-    edit_manifest(out, lambda m: m["specs"]["softmax"].update(max_tokens=8))
+    edit_manifest(out, lambda m: spec_of(m, "blocks.0.attn").update(max_tokens=8))
+
+
+def other_unit(out: Path) -> None:
+    edit_manifest(out, lambda m: m["specs"]["softmax"].update(max_tokens=128))
+
+
+def spec_of(manifest, name: str):
+    return next(node for node in manifest["network"]["nodes"] if node["name"] == name)["spec"]
 
 
 def edit_manifest(out: Path, change) -> None:
@@ -310,12 +318,13 @@ def edit_manifest(out: Path, change) -> None:
 
 
 FAULTS = [
-    (drop_file, "lacks the file 'tensors.safetensors'"),
+    (drop_file, "lacks the file 'network.safetensors'"),
     (flip_byte, "has a wrong hash"),
     (rename_tensor, "lacks the tensor 'nowhere'"),
     (widen_dtype, "has a wrong dtype"),
     (shift_too_far, "PTF shift must be from 0 to 1"),
-    (row_too_long, "maximum is 8"),
+    (row_too_long, "Row length must be at most 8, not 17"),
+    (other_unit, "has parts that disagree: node 'blocks.0.attn' has another spec of softmax"),
 ]
 
 
