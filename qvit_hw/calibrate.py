@@ -20,15 +20,16 @@ from rich.table import Table
 
 from qvit_hw.bundle_writer import LayerData, check_target, write_bundle
 from qvit_hw.calibrated import CalibratedModel
+from qvit_hw.calibration import calibrate_network
 from qvit_hw.errors import UserError
 from qvit_hw.export import export
 from qvit_hw.models import LoadedModel, load_model
 from qvit_hw.models.images import load_images
 from qvit_hw.network import LayerNorm, Network, Node, Scores, split_heads
-from qvit_hw.observation import Observations, observe
+from qvit_hw.observation import Observations
 from qvit_hw.observers import make_observer
-from qvit_hw.plan import count_tokens, make_plan
-from qvit_hw.presets import Preset, find_preset
+from qvit_hw.plan import count_tokens
+from qvit_hw.presets import find_preset
 from qvit_hw.references import (
     layernorm_metrics,
     layernorm_vectors,
@@ -41,7 +42,6 @@ __all__ = [
     "CALIBRATION_IMAGES",
     "VECTOR_ROWS",
     "build_layers",
-    "calibrate_network",
     "pick_images",
     "run",
 ]
@@ -90,10 +90,14 @@ def run(
 
         def watch(what: str, total: int) -> Callable[[int], None]:
             task = progress.add_task(what, total=total)
-            return lambda count=1: progress.advance(task, count)
+
+            def advance(count: int) -> None:
+                progress.advance(task, count)
+
+            return advance
 
         calibrated, seen = calibrate_network(
-            network, torch.tensor(seen_images), chosen, observer, affine, watch
+            network, torch.tensor(seen_images), chosen, observer, affine, watch=watch
         )
         nodes = export(network, calibrated.plan)
         layers = build_layers(
@@ -130,24 +134,6 @@ def run(
     )
     _print_summary(calibrated, layers, seen, out)
     return 0
-
-
-def calibrate_network(
-    network: Network,
-    images: torch.Tensor,
-    preset: Preset,
-    observer: str = "minmax",
-    affine: str = "dyadic",
-    watch: Callable[[str, int], Callable[[int], None]] | None = None,
-) -> tuple[CalibratedModel, Observations]:
-    """Observe a float network on uint8 images and quantise it.
-
-    ``watch`` gets the name and the length of each long part, and returns what counts its steps.
-    """
-    watch = watch or (lambda _what, _total: lambda _count: None)
-    seen = observe(network, images, preset, observer, progress=watch("observing", 2 * len(images)))
-    plan = make_plan(network, seen, preset, affine)
-    return CalibratedModel(network, plan), seen
 
 
 def row_length(network: Network, softmax: Node) -> int:

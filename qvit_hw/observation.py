@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from qvit_hw.network import LayerNorm, Network, Node, Scores, split_heads
+from qvit_hw.network import LayerNorm, Linear, Network, Node, Pool, Scores, split_heads
 from qvit_hw.observers import MinMaxObserver, Observer, make_observer
 from qvit_hw.presets import Preset
 from qvit_hw.quantize import PtfGrid, PtfSearch
+from qvit_hw.weights import Moments
 
-__all__ = ["Observations", "observe"]
+__all__ = ["Observations", "feed", "observe", "observe_inputs"]
 
 Floats = npt.NDArray[np.float64]
 Progress = Callable[[int], None]
@@ -29,9 +30,9 @@ Progress = Callable[[int], None]
 class Observations:
     """What was seen, by tensor.
 
-    ranges: (low, high) of streams and features; of q, k and v [3, heads].  channels: (low, high) per channel
-    of LayerNorm outputs.  grids: the PTF grid of each stream.  peaks: the largest |score| of each softmax, in
-    octaves.
+    ranges: (low, high) of streams and features; of q, k and v [3, heads].  channels: (low, high) per
+    channel of LayerNorm outputs and means.  grids: the PTF grid of each stream.  peaks: the largest
+    |score| of each softmax, in octaves.
     """
 
     ranges: dict[str, tuple[Floats, Floats]]
@@ -80,7 +81,7 @@ def observe(
         kind = network.kind(node)
         if kind in ("stream", "features") and node.op not in ("merge", "select"):
             observers[node.name] = make_observer(observer, node.name)
-        if isinstance(node, LayerNorm):
+        if isinstance(node, LayerNorm | Pool):
             channels[node.name] = MinMaxObserver(node.name, axis=-1)
         if isinstance(node, Scores):
             heads[node.inputs[0]] = node
@@ -130,3 +131,20 @@ def observe(
             for name, seen in scores.items()
         },
     )
+
+
+def observe_inputs(
+    network: Network, images: Tensor, batch: int = 8, progress: Progress | None = None
+) -> dict[str, Moments]:
+    """Moments of the inputs of every linear layer but the patch embedding, over uint8 images."""
+    moments: dict[str, Moments] = {}
+
+    def see(node: Node, out: Tensor) -> None:
+        for reader in network.consumers[node.name]:
+            if isinstance(reader, Linear):
+                if reader.name not in moments:
+                    moments[reader.name] = Moments.empty(out.shape[-1])
+                moments[reader.name].update(out)
+
+    feed(network, images, see, batch, progress)
+    return moments

@@ -62,6 +62,7 @@ from qvit_hw.quantize import (
     plan_softmax,
     symmetric_scale,
 )
+from qvit_hw.weights import Moments, weight_scale
 
 __all__ = ["Plan", "WeightPlan", "count_tokens", "make_plan", "residual_spec"]
 
@@ -168,13 +169,15 @@ def make_plan(
     affine: str = "dyadic",
     bits: Mapping[str, int] | None = None,
     gains: Mapping[str, float] | None = None,
+    moments: Mapping[str, Moments] | None = None,
 ) -> Plan:
     """Choose every grid and round every weight.
 
-    bits: widths of single weights ("<layer>.weight") and tensors that differ from the preset's.  gains: of
-    softmax layers, see :class:`LogGrid`. UserError where the network does not suit the units.
+    bits: widths of single weights ("<layer>.weight") and tensors that differ from the preset's.
+    gains: of softmax layers, see :class:`LogGrid`.  moments: of the inputs of linear layers, which the
+    methods "omse" and "gptq" of weights go by. UserError where the network does not suit the units.
     """
-    return _Planner(network, seen, preset, affine, dict(bits or {}), dict(gains or {})).plan
+    return _Planner(network, seen, preset, affine, bits or {}, gains or {}, moments or {}).plan
 
 
 class _Planner:
@@ -184,11 +187,13 @@ class _Planner:
         seen: Observations,
         preset: Preset,
         affine: str,
-        bits: dict[str, int],
-        gains: dict[str, float],
+        bits: Mapping[str, int],
+        gains: Mapping[str, float],
+        moments: Mapping[str, Moments],
     ) -> None:
         self.network, self.seen, self.preset = network, seen, preset
-        self.bits, self.gains = bits, gains
+        self.bits, self.gains, self.moments = bits, gains, moments
+        self.prepared: dict[str, tuple[Floats, Floats, Floats]] = {}
         spec, softmax = plan_softmax(seen.peaks, preset.softmax_spec())
         self.plan = Plan(preset, preset.layernorm_spec(affine), spec, softmax=softmax)
         self.unit = residual_spec(preset.residual_bits, preset.max_shift)
@@ -230,6 +235,8 @@ class _Planner:
             high,
             self.plan.layernorm_spec,
             self.seen.channels[node.name],
+            # A stream takes its scale from one LayerNorm output: no weights to fold into.
+            reparam=0.0 if any(isinstance(each, Start) for each in reader) else self.preset.reparam,
         )
         self.plan.norms[node.name] = plan
         if plan.folds and any(isinstance(each, Start) for each in reader):
@@ -343,18 +350,37 @@ class _Planner:
 
     def folded(self, node: Node) -> tuple[Floats, Floats, Floats]:
         """(weight, bias, scale of an accumulator) as the codes of the input want them, unrounded."""
+        if node.name in self.prepared:
+            return self.prepared[node.name]
         assert isinstance(node, Linear | PatchEmbed)
         weight, bias = node.weight.double().numpy(), node.bias.double().numpy()
         unit = 1.0
         if node.inputs[0] != IMAGE:
             grid = self.plan.affine(node.inputs[0])
+            if grid.bits > 8:
+                raise UserError(
+                    f"Layer {node.name!r} reads the residual stream, whose {grid.bits} bits its unit lacks."
+                )
             unit = grid.unit
             bias = bias + weight @ np.broadcast_to(grid.rest, weight.shape[1:])
             weight = weight * grid.scale if grid.folds else weight
-        scale = symmetric_scale(weight.min(axis=1), weight.max(axis=1), self.weight_bits(node))
-        if node is self.network.output:
-            scale = np.full_like(scale, scale.max())  # logits are compared with each other
-        return weight, bias, scale * unit
+        scale = weight_scale(
+            weight,
+            self.weight_bits(node),
+            self.preset.weights,
+            per_tensor=node is self.network.output,  # logits are compared with each other
+            inputs=self.inputs(node),
+        )
+        self.prepared[node.name] = weight, bias, scale * unit
+        return self.prepared[node.name]
+
+    def inputs(self, node: Node) -> Moments | None:
+        """Moments of a layer's inputs as its folded weights see them."""
+        moments = self.moments.get(node.name)
+        if moments is None or node.inputs[0] == IMAGE:
+            return moments
+        grid = self.plan.affine(node.inputs[0])
+        return moments.affine(grid.scale, grid.rest) if grid.folds else moments
 
     def weight_bits(self, node: Node) -> int:
         ends = isinstance(node, PatchEmbed) or node is self.network.output

@@ -49,6 +49,7 @@ class Preset:
     GELU table, 4 to 10.  residual_bits (8 to 16) and max_shift: PTF codes of the residual stream.  base,
     code_bits, score_bits, frac_bits: see :class:`SoftmaxSpec`.  reparam: LayerNorm's outputs get a scale per
     channel, folded into the layer behind it.  weights: a method of :mod:`qvit_hw.weights`.
+    correct_bias: see :mod:`qvit_hw.correction`.
     golden_only: computed by the golden model, but no Verilog is generated for it.
     """
 
@@ -65,6 +66,7 @@ class Preset:
     max_shift: int = 3
     reparam: bool = False
     weights: Literal["minmax", "omse", "gptq"] = "minmax"
+    correct_bias: bool = False
     golden_only: bool = False
 
     def layernorm_spec(self, affine: str) -> LayerNormSpec:
