@@ -82,12 +82,13 @@ class _Reader:
 
     def _read(self, file: str) -> bytes:
         try:
-            return (self.path / file).read_bytes()
+            return self.path.joinpath(file).read_bytes()
         except OSError as error:
             self.fail(f"cannot be read: {file!r}: {error.strerror or type(error).__name__}")
 
     def _is_file(self, file: str) -> bool:
-        return (self.path / file).is_file() and not (self.path / file).is_symlink()
+        place = self.path.joinpath(file)
+        return place.is_file() and not place.is_symlink()
 
     def _manifest(self) -> dict[str, Any]:
         if not self._is_file(MANIFEST):
