@@ -156,6 +156,11 @@ def rebuild(bundle: Bundle, network: Network) -> CalibratedModel:
             f"Bundle {str(bundle.path)!r} is not of this model: it was made of {name!r}."
         )
     for node in network:
+        layer = isinstance(node, Linear | PatchEmbed)
+        if node.name not in plan.grids or (layer and node.name not in plan.weights):
+            raise UserError(
+                f"Bundle {str(bundle.path)!r} has parts that disagree: no scales of {node.name!r}."
+            )
         if not isinstance(node, Linear | PatchEmbed):
             continue
         if plan.weights[node.name].codes.shape != tuple(node.weight.shape):
