@@ -29,7 +29,7 @@ from qvit_hw.network import LayerNorm, Network, Node, Scores, split_heads
 from qvit_hw.observation import Observations
 from qvit_hw.observers import make_observer
 from qvit_hw.plan import count_tokens
-from qvit_hw.presets import find_preset
+from qvit_hw.presets import adapt, find_preset
 from qvit_hw.references import (
     layernorm_metrics,
     layernorm_vectors,
@@ -57,9 +57,13 @@ def run(
     model: str = "digits",
     checkpoint: Path | None = None,
     pretrained: bool = False,
+    image_size: int | None = None,
     images: Path | None = None,
     preset: str = "w8a8p4",
     observer: str = "minmax",
+    weights: str | None = None,
+    reparam: float | None = None,
+    bias_correction: bool = False,
     calibration: int = CALIBRATION_IMAGES,
     vector_images: int | None = None,
     affine: str = "dyadic",
@@ -68,11 +72,12 @@ def run(
 
     Raises UserError, with nothing written, for any input that will not do.
     """
-    out, chosen = Path(out), find_preset(preset)
+    out = Path(out)
+    chosen = adapt(find_preset(preset), weights, reparam, bias_correction)
     layernorm_spec = chosen.layernorm_spec(affine)
     make_observer(observer, "probe")
     check_target(out)
-    loaded = load_model(model, checkpoint=checkpoint, pretrained=pretrained)
+    loaded = load_model(model, checkpoint=checkpoint, pretrained=pretrained, image_size=image_size)
     network = loaded.network
     channels = max(node.gamma.numel() for node in network if isinstance(node, LayerNorm))
     _check_rows(model, "channels", channels, layernorm_spec.max_channels)

@@ -148,7 +148,9 @@ _Op = Annotated[str, typer.Option(help="Operator: layernorm, softmax, or all.")]
 @app.command()
 def calibrate(
     out: Annotated[Path, typer.Option(help="Bundle folder to write.", show_default=False)],
-    model: Annotated[str, typer.Option(help="digits, dinov2, or a ViT of timm.")] = "digits",
+    model: Annotated[
+        str, typer.Option(help="digits, dinov2, or a ViT, DeiT or Swin of timm.")
+    ] = "digits",
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="Weights: .safetensors, or a torch file.", show_default=False),
@@ -160,10 +162,29 @@ def calibrate(
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Let timm download the model's weights.")
     ] = False,
-    preset: Annotated[str, typer.Option(help="Widths: w8a8p4 or w8a8p5.")] = "w8a8p4",
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Edge of the image in pixels.  [default: the model's]"),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="Widths: w8a8p4, w8a8p5, w6a6, w4a8, w4a4 or fqvit.")
+    ] = "w8a8p4",
     observer: Annotated[
-        str, typer.Option(help="minmax, ema, percentile, omse or kl.")
+        str, typer.Option(help="minmax, ema, percentile, omse, kl, symkl or js.")
     ] = "minmax",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Rounding of weights: minmax, omse or gptq.  [default: the preset's]"),
+    ] = None,
+    reparam: Annotated[
+        float | None,
+        typer.Option(
+            help="0 to 1: scales per channel behind LayerNorm, folded.  [default: the preset's]"
+        ),
+    ] = None,
+    bias_correction: Annotated[
+        bool, typer.Option("--bias-correction", help="Put back what rounding shifts on average.")
+    ] = False,
     calibration: Annotated[int, typer.Option(help="Images to observe.")] = 32,
     vector_images: Annotated[
         int | None,
@@ -178,8 +199,12 @@ def calibrate(
         checkpoint=checkpoint,
         images=images,
         pretrained=pretrained,
+        image_size=image_size,
         preset=preset,
         observer=observer,
+        weights=weights,
+        reparam=reparam,
+        bias_correction=bias_correction,
         calibration=calibration,
         vector_images=vector_images,
         affine=affine,
@@ -198,7 +223,9 @@ def generate(
     lanes: Annotated[int, typer.Option(help="Elements per beat, 1 to 32.")] = 8,
     port_bits: Annotated[
         int,
-        typer.Option(help="Wider port of a multiplier: 27 for UltraScale+, 18 for ECP5 and others."),
+        typer.Option(
+            help="Wider port of a multiplier: 27 for UltraScale+, 18 for ECP5 and others."
+        ),
     ] = 27,
 ) -> int:
     """Write Verilog with AXI ports, FuseSoC cores, a manifest and the register map."""

@@ -27,14 +27,15 @@ for base sqrt 2 and the re-parameterisation, GPTQ (arXiv 2210.17323) for the wei
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from golden.gelu import GeluSpec
 from golden.layernorm import LayerNormSpec
 from golden.softmax import SoftmaxSpec
 from qvit_hw.errors import UserError
+from qvit_hw.weights import METHODS
 
-__all__ = ["AFFINES", "DEFAULT", "PRESETS", "Preset", "find_preset"]
+__all__ = ["AFFINES", "DEFAULT", "PRESETS", "Preset", "adapt", "find_preset"]
 
 AFFINES = ("dyadic", "shift")
 DEFAULT = "w8a8p4"
@@ -115,3 +116,22 @@ def find_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise UserError(f"Preset must be one of {', '.join(PRESETS)}, not {name!r}.")
     return PRESETS[name]
+
+
+def adapt(
+    preset: Preset,
+    weights: str | None = None,
+    reparam: float | None = None,
+    correct_bias: bool = False,
+) -> Preset:
+    """Return the preset with other methods; None and False leave the preset's. UserError for one unknown."""
+    if weights is not None and weights not in METHODS:
+        raise UserError(f"Weights must be one of {', '.join(METHODS)}, not {weights!r}.")
+    if reparam is not None and not 0 <= reparam <= 1:
+        raise UserError(f"Reparam must be 0 to 1, not {reparam!r}.")
+    return replace(
+        preset,
+        weights=preset.weights if weights is None else cast(Any, weights),
+        reparam=preset.reparam if reparam is None else reparam,
+        correct_bias=preset.correct_bias or correct_bias,
+    )
