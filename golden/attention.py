@@ -1,13 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two products of attention: q.k to base-2 scores, log2 codes with v by shifts.
+"""The product of attention's codes with v, by shifts; beside it q.k, which is :mod:`golden.scores`.
 
-    acc_ij   = sum_k q_ik * k_jk                         q, k symmetric codes, a scale per head
-    score_ij = sat(rs(acc_ij * M_h, N_h) + bias_hij)     one (M, N) per head
-
-M_h / 2**N_h is ``s_q * s_k * log2(e) / sqrt(d) * 2**f``: what comes out is what golden.softmax wants. The
-bias, where a network has one (Swin's relative positions), is in the same units, times ``log2(e) * 2**f``,
-and joins before the saturation: what it pulls back into range is kept. Then, with v symmetric, codes c of
-that softmax, top = T the deepest octave that counts:
+With v symmetric, codes c of golden.softmax, top = T the deepest octave that counts:
 
     acc_j = sum_i v_ij << (T - c_i)                      base 2: a code means 2**-c
     even  = sum_i v_ij << (T - c_i / 2)                  base sqrt 2, even codes
@@ -46,15 +40,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from golden.arrays import blocks, narrowest, scratch
 from golden.bounds import Interval
-from golden.fixedpoint import Ints, integer, integers, rounding_shift, saturate
+from golden.fixedpoint import Ints, integer, rounding_shift
+from golden.heads import by_heads, by_images, check_heads, per_head
 from golden.matmul import exact_matmul
-from golden.requant import MULTIPLIER, RequantParams, RequantSpec, requantise, rescale
+from golden.requant import RequantParams, RequantSpec
+from golden.scores import SCORE_GRID, ScoreParams, ScoreSpec, attention_scores, score_rows
 from golden.softmax import SoftmaxSpec
 
 __all__ = [
@@ -79,123 +77,6 @@ SQRT2 = 46341
 """round(2**15 * sqrt(2)), 16 bits unsigned; too large by 1.1e-6 of itself."""
 MAX_TOP = 22
 """Largest T: 8-bit v then stay within 32-bit accumulators for rows of softmax codes."""
-
-
-# --------------------------------------------------------------------------------------- q.k
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreSpec:
-    """What is fixed when the unit of q.k is built.
-
-    head_dim: longest q and k, 1 to 512.  bits: width of q and k, 4 to 8, signed.
-    score_bits: width of a score, signed, 8 to 16.
-    """
-
-    head_dim: int = 64
-    bits: int = 8
-    score_bits: int = 12
-
-    def __post_init__(self) -> None:
-        integer(self.head_dim, "Head dimension", 1, 512)
-        integer(self.bits, "Input width", 4, 8)
-        integer(self.score_bits, "Score width", 8, 16)
-
-    @cached_property
-    def bounds(self) -> dict[str, Interval]:
-        """Interval of every intermediate value."""
-        code = Interval.of_bits(self.bits, signed=True)
-        acc = (code * code).sum_of(self.head_dim)
-        score = Interval.of_bits(self.score_bits, signed=True)
-        return {
-            "input": code,
-            "product": code * code,
-            "acc": acc,
-            "scaled": acc * MULTIPLIER,  # N may be 0
-            "bias": score,
-            "biased": acc * MULTIPLIER + score,
-            "score": score,
-        }
-
-    @property
-    def requant(self) -> RequantSpec:
-        """Spec of the requantiser."""
-        return RequantSpec(acc_bits=max(8, self.bounds["acc"].bits), out_bits=self.score_bits)
-
-
-def _heads(value: Ints, name: str, legal: Interval) -> Ints:
-    array = np.asarray(value)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"{name} must be an array of integers, not {array.dtype}")
-    if array.ndim < 3:
-        raise ValueError(
-            f"{name} must be [..., heads, tokens, channels], not shape {array.shape!r}"
-        )
-    if not legal.holds(array):
-        span = f"{int(array.min())} to {int(array.max())}"
-        raise ValueError(f"{name} must be from {legal.low} to {legal.high}, not {span}")
-    return array
-
-
-@dataclass(frozen=True, eq=False)
-class ScoreParams:
-    """What changes per layer.
-
-    requant: one channel per head (or one for all), zero point 0.  bias: [heads, N, M] in units of a score and
-    within its range, or None.
-    """
-
-    requant: RequantParams
-    bias: Ints | None = None
-
-    def check(self, spec: ScoreSpec) -> None:
-        """Raise TypeError or ValueError unless the parameters suit ``spec``."""
-        self.requant.check(spec.requant)
-        if self.requant.zero_point:
-            raise ValueError(f"Zero point of scores must be 0, not {self.requant.zero_point!r}")
-        if self.bias is None:
-            return
-        bias, heads = integers(self.bias, "Bias"), np.shape(self.requant.multiplier)[0]
-        if bias.ndim != 3 or heads not in (1, bias.shape[0]):
-            wanted = "heads" if heads == 1 else heads
-            raise ValueError(f"Bias must be [{wanted}, rows, columns], not shape {bias.shape!r}")
-        spec.bounds["bias"].require(bias, "Bias")
-
-
-def _heads_last(value: Ints) -> Ints:
-    """[..., heads, rows, columns] to [..., rows, columns, heads]: a requantiser's channels are heads."""
-    return np.moveaxis(value, -3, -1)
-
-
-def attention_scores(
-    q: Ints, k: Ints, spec: ScoreSpec, params: ScoreParams
-) -> npt.NDArray[np.int64]:
-    """Scores [..., heads, N, M] of q [..., heads, N, d] and k [..., heads, M, d].
-
-    The bias serves all leading axes (images, windows). TypeError for floats, ValueError for a value or
-    length out of range.
-    """
-    params.check(spec)
-    legal = spec.bounds["input"]
-    queries, keys = _heads(q, "Queries", legal), _heads(k, "Keys", legal)
-    if not 1 <= queries.shape[-1] <= spec.head_dim:
-        raise ValueError(
-            f"Head dimension must be from 1 to {spec.head_dim}, not {queries.shape[-1]!r}"
-        )
-    if keys.shape[-1] != queries.shape[-1]:
-        raise ValueError(f"Keys must have {queries.shape[-1]} channels, not {keys.shape[-1]!r}")
-    acc = exact_matmul(queries, keys.swapaxes(-1, -2), legal, legal)
-    scaled = np.moveaxis(rescale(_heads_last(acc), spec.requant, params.requant), -1, -3)
-    if params.bias is not None:
-        if params.bias.shape != scaled.shape[-3:]:
-            raise ValueError(
-                f"Bias must have shape {scaled.shape[-3:]!r}, not {params.bias.shape!r}"
-            )
-        scaled = scaled + integers(params.bias, "Bias")
-    return saturate(scaled, spec.score_bits)
-
-
-# --------------------------------------------------------------------------------------- codes.v
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,75 +171,104 @@ class AttendSpec:
 class AttendTrace:
     """Every intermediate value, int64 [..., heads, N, d]; ``odd`` is 0 throughout for base 2."""
 
-    even: npt.NDArray[np.int64]
-    odd: npt.NDArray[np.int64]
-    acc: npt.NDArray[np.int64]
-    code: npt.NDArray[np.int64]
+    even: Ints
+    odd: Ints
+    acc: Ints
+    code: Ints
 
 
-def attend_trace(codes: Ints, v: Ints, spec: AttendSpec, params: RequantParams) -> AttendTrace:
-    """:func:`attend` with every intermediate value."""
-    params.check(spec.requant)
-    bounds, last = spec.bounds, spec.softmax.last_code
-    c = _heads(codes, "Codes", Interval(0, last))
-    values = _heads(v, "Values", bounds["value"])
-    if not 1 <= c.shape[-1] <= spec.softmax.max_tokens:
-        raise ValueError(
-            f"Row length must be from 1 to {spec.softmax.max_tokens}, not {c.shape[-1]!r}"
-        )
-    if values.shape[-2] != c.shape[-1]:
-        raise ValueError(f"Values must have {c.shape[-1]} tokens, not {values.shape[-2]!r}")
+class _Unit:
+    """Checked parameters, the tables of weights, and the sums of [images, heads, N, d]."""
 
-    def total(parity: int, name: str) -> npt.NDArray[np.int64]:
-        table = np.array(
-            [
-                1 << shift if shift is not None and code % spec.per_octave == parity else 0
-                for code, shift in enumerate(spec.shifts)
-            ],
-            dtype=np.int32,
-        )
-        weight, legal = table[c], bounds[name]
-        rows = weight.sum(axis=-1, dtype=np.int64)
+    def __init__(self, spec: AttendSpec, params: RequantParams) -> None:
+        params.check(spec.requant)
+        self.spec, self.bounds = spec, spec.bounds
+        self.rescale = per_head(params, spec.requant, params.zero_point)
+        # Any codes at all: the check of a row's weights must not overflow itself.
+        self.weights = narrowest(self.bounds["weight"].sum_of(spec.softmax.max_tokens))
+        self.tables = [
+            np.array(
+                [
+                    1 << shift if shift is not None and code % spec.per_octave == parity else 0
+                    for code, shift in enumerate(spec.shifts)
+                ],
+                dtype=np.int32,
+            )
+            for parity in range(spec.per_octave)
+        ]
+
+    def total(self, codes: Ints, v: Ints, parity: int) -> Ints:
+        """``sum_i v_i << shift(c_i)`` over the codes of one parity (base 2: over all)."""
+        legal = self.bounds[("even_weights", "odd_weights")[parity]]
+        # The codes are known to be within the table: "wrap" is the quickest way not to check again.
+        weight = scratch("attend.weight", codes.shape, np.int32)
+        self.tables[parity].take(codes, mode="wrap", out=weight)
+        rows = weight.sum(axis=-1, dtype=self.weights)
         if not legal.holds(rows):
             raise ValueError(
                 f"Codes must be a softmax's, with weights of at most {legal.high} in a row, "
                 f"not {int(rows.max())!r}"
             )
         # Every partial sum is at most the row's weights times the largest |v|.
-        largest = legal.high * -bounds["value"].low
-        return exact_matmul(weight, values, bounds["weight"], bounds["value"], partial=largest)
+        value = self.bounds["value"]
+        largest = legal.high * -value.low
+        out = scratch(f"attend.{parity}", (*codes.shape[:-1], v.shape[-1]), np.int64)
+        return exact_matmul(weight, v, self.bounds["weight"], value, partial=largest, out=out)
 
-    even = total(0, "even_weights")
-    if spec.per_octave == 1:
-        odd, acc = np.zeros_like(even), even
-    else:
-        odd = total(1, "odd_weights")
+    def acc(self, codes: Ints, v: Ints) -> tuple[Ints, Ints | None, Ints]:
+        """(even, odd, acc), in scratch memory; no odd for base 2."""
+        even = self.total(codes, v, 0)
+        if self.spec.per_octave == 1:
+            return even, None, even  # within its bound, as the row's weights are
+        odd = self.total(codes, v, 1)
         acc = even + rounding_shift(odd * SQRT2, SQRT2_BITS)
-    if not bounds["acc"].holds(acc):
-        span = f"{int(acc.min())} to {int(acc.max())}"
-        raise ValueError(f"Codes must be a softmax's, not lead to accumulators from {span}")
-    code = np.moveaxis(requantise(_heads_last(acc), spec.requant, params), -1, -3)
-    return AttendTrace(even, odd, acc, code)
+        if not self.bounds["acc"].holds(acc):
+            span = f"{int(acc.min())} to {int(acc.max())}"
+            raise ValueError(f"Codes must be a softmax's, not lead to accumulators from {span}")
+        return even, odd, acc
 
 
-def attend(codes: Ints, v: Ints, spec: AttendSpec, params: RequantParams) -> npt.NDArray[np.int64]:
+def _attend(
+    codes: Ints, v: Ints, spec: AttendSpec, params: RequantParams
+) -> tuple[_Unit, Ints, Ints, tuple[int, ...]]:
+    """The unit, codes and v as [images, heads, ...], and the shape of the result."""
+    unit = params.once(spec, lambda: _Unit(spec, params))
+    c = by_heads(codes, "Codes", Interval(0, spec.softmax.last_code))
+    values = by_heads(v, "Values", spec.bounds["value"])
+    if not 1 <= c.shape[-1] <= spec.softmax.max_tokens:
+        raise ValueError(
+            f"Row length must be from 1 to {spec.softmax.max_tokens}, not {c.shape[-1]!r}"
+        )
+    if values.shape[-2] != c.shape[-1]:
+        raise ValueError(f"Values must have {c.shape[-1]} tokens, not {values.shape[-2]!r}")
+    lead = np.broadcast_shapes(c.shape[:-2], values.shape[:-2])
+    check_heads(params, lead[-1])
+    shape = (*lead, c.shape[-2], values.shape[-1])
+    return unit, by_images(c, lead), by_images(values, lead), shape
+
+
+def attend_trace(codes: Ints, v: Ints, spec: AttendSpec, params: RequantParams) -> AttendTrace:
+    """:func:`attend` with every intermediate value."""
+    unit, c, values, shape = _attend(codes, v, spec, params)
+    even, odd, acc = unit.acc(c, values)
+    odd = np.zeros_like(even) if odd is None else odd
+    code = unit.rescale(acc).astype(np.int64)
+    return AttendTrace(*(x.reshape(shape).copy() for x in (even, odd, acc, code)))
+
+
+def attend(codes: Ints, v: Ints, spec: AttendSpec, params: RequantParams) -> Ints:
     """Output codes [..., heads, N, d] of log2 codes [..., heads, N, M] and v [..., heads, M, d].
 
-    ``params``: one channel per head (or one for all). TypeError for floats, ValueError for a value or
-    length out of range and, unless ``spec.codes`` is "any", for rows that no softmax gives.
+    In the narrowest type. ``params``: one channel per head (or one for all). TypeError for floats,
+    ValueError for a value or length out of range and, unless ``spec.codes`` is "any", for rows that no
+    softmax gives.
     """
-    return attend_trace(codes, v, spec, params).code
+    unit, c, values, shape = _attend(codes, v, spec, params)
+    out = np.empty((len(c), *shape[-3:]), unit.rescale.kind)
+    for part in blocks(len(c), prod(c.shape[1:])):
+        unit.rescale(unit.acc(c[part], values[part])[2], out[part])
+    return out.reshape(shape)
 
-
-# --------------------------------------------------------------------------------------- checks
-
-SCORE_GRID: tuple[ScoreSpec, ...] = (
-    ScoreSpec(),
-    ScoreSpec(head_dim=32, score_bits=16),
-    ScoreSpec(head_dim=512, bits=6, score_bits=10),
-    ScoreSpec(head_dim=8, bits=4, score_bits=8),
-)
-"""Specs that every check of q.k runs on."""
 
 ATTEND_GRID: tuple[AttendSpec, ...] = (
     AttendSpec(),
@@ -377,62 +287,6 @@ ATTEND_GRID: tuple[AttendSpec, ...] = (
     AttendSpec(softmax=SoftmaxSpec(base="sqrt2", code_bits=3, exp_bits=16, max_tokens=50)),
 )
 """Specs that every check of codes and v runs on."""
-
-
-def _params(rng: np.random.Generator, heads: int, acc: Interval, bits: int) -> RequantParams:
-    """Factors that bring the largest accumulator near the largest code, saturating in one head."""
-    shift = 16 + max(0, acc.bits - bits)
-    return RequantParams(
-        multiplier=rng.integers(1 << 15, 1 << 16, heads),
-        shift=np.full(heads, shift) - np.arange(heads) % 2 * min(3, shift),
-        zero_point=0,
-    )
-
-
-def score_rows(
-    spec: ScoreSpec, seed: int = 0
-) -> Iterator[tuple[str, npt.NDArray[np.int64], npt.NDArray[np.int64], ScoreParams]]:
-    """Yield (name, q [2, n, d], k [2, m, d], params): both ends of the accumulator, one channel, ties.
-
-    Biases reach each end of the score from inside, pass it by one, and pull a product that is far beyond
-    it back into range.
-    """
-    rng = np.random.default_rng(seed)
-    code, full, score = spec.bounds["input"], spec.head_dim, spec.bounds["score"]
-    low, high = code.low, code.high
-
-    def draw(*shape: int) -> npt.NDArray[np.int64]:
-        return rng.integers(low, high, shape, endpoint=True)
-
-    params = ScoreParams(_params(rng, 2, spec.bounds["acc"], spec.score_bits))
-    ends = np.stack([np.full((2, full), value) for value in (low, high)], axis=1)
-    yield "both ends", ends, ends, params
-    for name, value in (("lowest bias", score.low), ("highest bias", score.high)):
-        unscaled = RequantParams(multiplier=np.array([65535]), shift=np.array([0]), zero_point=0)
-        bias = np.full((2, 2, 2), value)
-        yield f"both ends, {name}", ends, ends, ScoreParams(unscaled, bias)
-    yield "zero", np.zeros((2, 1, full), np.int64), draw(2, 3, full), params
-    for d in sorted({1, full // 2 or 1, full}):
-        q, k = draw(2, 3, d), draw(2, 5, d)
-        yield f"random, {d} channels", q, k, params
-        bias = rng.integers(score.low, score.high, (2, 3, 5), endpoint=True)
-        yield f"random, {d} channels, bias", q, k, ScoreParams(params.requant, bias)
-    # A factor of 2**-1: a tie at every odd accumulator.
-    halves = RequantParams(multiplier=np.array([1 << 15]), shift=np.array([16]), zero_point=0)
-    one, every = np.ones((2, 1, 1), np.int64), np.arange(low, high + 1)
-    keys = every.reshape(1, -1, 1).repeat(2, axis=0)
-    yield "ties", one, keys, ScoreParams(halves)
-    rounded = (every + 1) >> 1
-    for end in (score.low, score.high):
-        for off in (-1, 0, 1):
-            # Within the bias's own range: half of the scores, those of the same sign, arrive there.
-            bias = np.clip(end + off - rounded, score.low, score.high).reshape(1, 1, -1)
-            yield f"{end} {off:+d}", one, keys, ScoreParams(halves, bias.repeat(2, axis=0))
-    # Without a bias every score but 0 saturates here (N = 0, M at least 2**15).
-    plain = RequantParams(multiplier=np.array([1 << 15]), shift=np.array([0]), zero_point=0)
-    small = np.array([-1, 0, 1]).reshape(1, 3, 1).repeat(2, axis=0)
-    for end in (score.low, score.high):
-        yield f"far beyond, bias {end}", one, small, ScoreParams(plain, np.full((2, 1, 3), end))
 
 
 def attend_rows(
@@ -454,9 +308,13 @@ def attend_rows(
     def row(name: str, codes: Any) -> Any:
         array = np.asarray(codes, dtype=np.int64)
         both = np.stack([array, array[..., ::-1]])
-        acc, zero = spec.bounds["acc"], -1 if "random" in name else 0
-        params = _params(rng, 2, acc, spec.out_bits)
-        params = RequantParams(multiplier=params.multiplier, shift=params.shift, zero_point=zero)
+        # Factors that bring the largest accumulator near the largest code, saturating in one head.
+        shift = 16 + max(0, spec.bounds["acc"].bits - spec.out_bits)
+        params = RequantParams(
+            multiplier=rng.integers(1 << 15, 1 << 16, 2),
+            shift=np.array([shift, shift - 3]),
+            zero_point=-1 if "random" in name else 0,
+        )
         return name, both, values(array.shape[-1]), params
 
     yield row("each code alone", np.arange(last + 1)[:, None])

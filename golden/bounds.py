@@ -9,6 +9,8 @@ that reach them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -74,6 +76,10 @@ class Interval:
     def holds(self, x: Ints | int) -> bool:
         """Whether every element of ``x`` lies inside."""
         array = np.asarray(x)
+        if array.dtype.kind in "iu":
+            whole = _of_type(array.dtype)
+            if self.low <= whole.low and whole.high <= self.high:
+                return True  # no value of this type lies outside
         return not array.size or (int(array.min()) >= self.low and int(array.max()) <= self.high)
 
     def require(self, x: Ints, name: str) -> None:
@@ -82,3 +88,9 @@ class Interval:
             array = np.asarray(x)
             worst = int(array[(array < self.low) | (array > self.high)][0])
             raise ValueError(f"{name} must be from {self.low} to {self.high}, not {worst!r}")
+
+
+@cache
+def _of_type(kind: np.dtype[Any]) -> Interval:
+    """All values of a type of integers."""
+    return Interval(int(np.iinfo(kind).min), int(np.iinfo(kind).max))

@@ -16,6 +16,9 @@ __all__ = ["Ints", "bit_length", "integer", "integers", "rounding_shift", "satur
 
 Ints = npt.NDArray[np.integer[Any]]
 
+POWERS = np.int64(1) << np.arange(63, dtype=np.int64)
+"""Powers of two."""
+
 
 def integers(value: Any, name: str) -> npt.NDArray[np.int64]:
     """Return ``value`` as an int64 array of the same shape.
@@ -67,12 +70,7 @@ def bit_length(x: Ints) -> npt.NDArray[np.int64]:
     >>> bit_length(np.array([0, 1, 2, 3, 4, 2**62])).tolist()
     [0, 1, 2, 2, 3, 63]
     """
-    rest = integers(x, "Value").copy()
-    if rest.size and rest.min() < 0:
-        raise ValueError(f"Value must be at least 0, not {int(rest.min())!r}")
-    length = np.zeros_like(rest)
-    for step in (32, 16, 8, 4, 2, 1):
-        above = rest >> step != 0
-        length += np.where(above, step, 0)
-        rest = np.where(above, rest >> step, rest)
-    return length + rest
+    values = integers(x, "Value")
+    if values.size and values.min() < 0:
+        raise ValueError(f"Value must be at least 0, not {int(values.min())!r}")
+    return np.searchsorted(POWERS, values, side="right").astype(np.int64, copy=False)

@@ -17,6 +17,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from golden.arrays import Params, narrowest, whole
 from golden.bounds import Interval
 from golden.fixedpoint import Ints, integer, integers
 
@@ -49,7 +50,7 @@ class GeluSpec:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class GeluParams:
+class GeluParams(Params):
     """What changes per layer: ``table``, [2**in_bits] output codes, the lowest input code first."""
 
     table: npt.NDArray[np.int64]
@@ -62,8 +63,15 @@ class GeluParams:
         legal.require(values, "Table")
 
 
-def gelu(codes: Ints, spec: GeluSpec, params: GeluParams) -> npt.NDArray[np.int64]:
-    """Output codes of input codes of any shape; int64, the same shape.
+def _table(spec: GeluSpec, params: GeluParams) -> Ints:
+    """The table in the order of the codes' own bits: code 0 first, code -1 last."""
+    params.check(spec)
+    rolled = np.roll(params.table, spec.bounds["input"].low)
+    return rolled.astype(narrowest(spec.bounds["code"]))
+
+
+def gelu(codes: Ints, spec: GeluSpec, params: GeluParams) -> Ints:
+    """Output codes of input codes of any shape: the same shape, in the narrowest type.
 
     TypeError for floats, ValueError for a code out of range.
 
@@ -71,12 +79,14 @@ def gelu(codes: Ints, spec: GeluSpec, params: GeluParams) -> npt.NDArray[np.int6
     >>> gelu(np.array([-8, -1, 0, 7]), GeluSpec(in_bits=4), relu).tolist()
     [0, 0, 0, 7]
     """
-    params.check(spec)
-    x, legal = integers(codes, "Codes"), spec.bounds["input"]
+    table = params.once(spec, lambda: _table(spec, params))
+    x, legal = whole(codes, "Codes"), spec.bounds["input"]
     if not legal.holds(x):
         span = f"{int(x.min())} to {int(x.max())}"
         raise ValueError(f"Codes must fit in {spec.in_bits} bits with sign, not {span}")
-    return integers(params.table, "Table")[x - legal.low]
+    # A code's bits read without a sign are its place in the table.
+    place = x.view(np.uint8) if x.dtype == np.int8 and spec.in_bits == 8 else x & (spec.entries - 1)
+    return table.take(place, mode="wrap")
 
 
 SPEC_GRID: tuple[GeluSpec, ...] = (

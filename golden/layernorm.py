@@ -32,9 +32,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from golden.arrays import Params, blocks, constant, rows_for, tiled, whole
 from golden.bounds import Interval
 from golden.cycles import RowPipeline, tree_levels
 from golden.fixedpoint import Ints, bit_length, integer, integers, rounding_shift, saturate
+from golden.requant import Finish
 from golden.tables import rsqrt_table
 
 __all__ = [
@@ -162,7 +164,7 @@ class LayerNormSpec:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LayerNormParams:
+class LayerNormParams(Params):
     """What changes per layer; the arrays have one entry per channel.
 
     zero_point: z, within the input codes.  point: p, 0 to ``spec.max_point``.
@@ -215,7 +217,11 @@ class LayerNormParams:
         ]
         tables = [
             (TABLE[name] | channel, int(value))
-            for name, column in (("shift", self.shift), ("gain", self.gain), ("offset", self.offset))
+            for name, column in (
+                ("shift", self.shift),
+                ("gain", self.gain),
+                ("offset", self.offset),
+            )
             for channel, value in enumerate(column)
         ]
         writes = [*scalars, *tables, (WORD["commit"], 0)]
@@ -244,17 +250,21 @@ class LayerNormTrace:
     code: npt.NDArray[np.int64]
 
 
-def layernorm_trace(codes: Ints, spec: LayerNormSpec, params: LayerNormParams) -> LayerNormTrace:
-    """:func:`layernorm` with every intermediate value."""
-    params.check(spec)
-    q = integers(codes, "Codes")
+def _operand(codes: Ints, spec: LayerNormSpec, params: LayerNormParams) -> Ints:
+    """The codes, after their checks."""
+    q = whole(codes, "Codes")
     if q.shape[-1] != params.channels:
         raise ValueError(f"Row length must be {params.channels}, not {q.shape[-1]!r}")
     if not Interval.of_bits(spec.in_bits, signed=True).holds(q):
         span = f"{int(q.min())} to {int(q.max())}"
         raise ValueError(f"Codes must fit in {spec.in_bits} bits with sign, not {span}")
+    return q
 
-    count = params.channels
+
+def layernorm_trace(codes: Ints, spec: LayerNormSpec, params: LayerNormParams) -> LayerNormTrace:
+    """:func:`layernorm` with every intermediate value."""
+    params.check(spec)
+    q, count = _operand(codes, spec, params).astype(np.int64), params.channels
     x = (q - params.zero_point) << integers(params.shift, "PTF shift")
     total = x.sum(axis=-1, keepdims=True)
     squares = (x * x).sum(axis=-1, keepdims=True)
@@ -287,20 +297,61 @@ def _rsqrt(
         part = (fraction >> (below - INTERP_BITS)) & ((1 << INTERP_BITS) - 1)
     else:
         part = (fraction << (INTERP_BITS - below)) & ((1 << INTERP_BITS) - 1)
-    table = np.array(spec.rsqrt, dtype=np.int64)
+    table = constant(spec.rsqrt, np.dtype(np.int64))
     return table[index, 0] - ((table[index, 1] * part) >> INTERP_BITS), zeros >> 1
 
 
-def layernorm(
-    codes: Ints, spec: LayerNormSpec, params: LayerNormParams
-) -> npt.NDArray[np.int64]:
+class _Unit:
+    """Checked parameters as columns, folded as far as that changes no bit.
+
+    x is q * 2**a - z * 2**a; the half of the last rounding joins the offset; a gain that is a shift
+    becomes the multiplication it stands for.
+    """
+
+    def __init__(self, spec: LayerNormSpec, params: LayerNormParams) -> None:
+        params.check(spec)
+        self.spec, self.eps, self.count = spec, params.eps, params.channels
+        self.point = spec.variance_bits // 2 + RSQRT_BITS - 1 - params.point
+        scale, gain = np.int64(1) << params.shift.astype(np.int64), params.gain.astype(np.int64)
+        end = np.array([spec.output_shift])
+        self.finish = Finish(spec.bounds["scaled"], end, spec.out_bits)
+        self.scale, self.zero = tiled(scale), tiled(params.zero_point * scale)
+        self.gain = tiled(gain if spec.affine == "dyadic" else np.int64(1) << gain)
+        self.offset = tiled(params.offset.astype(np.int64) + self.finish.offset)
+
+    def __call__(self, q: Ints, out: Ints) -> None:
+        """Codes of rows [n, C]: the trace's arithmetic, in place."""
+        x, long = rows_for(self.scale, q.shape, "layernorm")
+        np.copyto(x, q)
+        long *= self.scale
+        long -= self.zero
+        total = x.sum(axis=-1, keepdims=True)
+        squares = np.einsum("nc,nc->n", x, x)[:, None]
+        rsqrt, k = _rsqrt(self.count * squares - total * total + self.eps, self.spec)
+        # (C*x - S) * R, and the half of the rounding behind it (the shift is 1 or more: see min_eps).
+        shift = self.point - k
+        x *= self.count * rsqrt
+        x += (np.int64(1) << (shift - 1)) - total * rsqrt
+        x >>= shift
+        long *= self.gain
+        long += self.offset
+        self.finish(long, out)
+
+
+def layernorm(codes: Ints, spec: LayerNormSpec, params: LayerNormParams) -> Ints:
     """LayerNorm over the last axis, from PTF codes to output codes.
 
     ``codes``: integers of shape [..., C] within ``spec.in_bits`` signed bits, C = ``params.channels``.
-    Returns int64 codes of the same shape within ``spec.out_bits`` signed bits. TypeError for floats,
-    ValueError for a value or length out of range.
+    Returns codes of the same shape within ``spec.out_bits`` signed bits, in the narrowest type. TypeError
+    for floats, ValueError for a value or length out of range.
     """
-    return layernorm_trace(codes, spec, params).code
+    unit = params.once(spec, lambda: _Unit(spec, params))
+    q = _operand(codes, spec, params)
+    rows = q.reshape(-1, params.channels)
+    out = np.empty(rows.shape, unit.finish.kind)
+    for part in blocks(len(rows), params.channels):
+        unit(rows[part], out[part])
+    return out.reshape(q.shape)
 
 
 def layernorm_pipeline(spec: LayerNormSpec, lanes: int) -> RowPipeline:

@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from golden.arrays import BLOCK, Params, blocks, narrowest, scratch, whole
 from golden.bounds import Interval
 from golden.fixedpoint import Ints, integer, integers
-from golden.matmul import exact_matmul
-from golden.requant import RequantParams, RequantSpec, requantise
+from golden.matmul import RightFactor
+from golden.requant import RequantParams, RequantSpec, Rescaler
 
 __all__ = [
     "SPEC_GRID",
@@ -38,6 +39,10 @@ __all__ = [
     "fold_zero_point",
     "linear",
 ]
+
+
+ROWS = 256
+"""Fewest rows of a matrix product that is cut into blocks: shorter ones do not repay their preparation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +111,7 @@ class LinearSpec:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LinearParams:
+class LinearParams(Params):
     """What changes per layer.
 
     weight: [out, in] integers.  bias: [out], with the input's zero point folded in.
@@ -114,7 +119,7 @@ class LinearParams:
     """
 
     weight: Ints
-    bias: npt.NDArray[np.int64]
+    bias: Ints
     requant: RequantParams | None = None
 
     @property
@@ -174,36 +179,68 @@ def fold_zero_point(bias: Ints, weight: Ints, zero_point: int) -> npt.NDArray[np
     return np.asarray(integers(bias, "Bias") - zero * sums)
 
 
-def accumulate(x: Ints, spec: LinearSpec, params: LinearParams) -> npt.NDArray[np.int64]:
-    """``bias + x @ weight.T`` of codes [..., K]: int64 [..., out], within ``spec.acc_bits``.
+class _Layer:
+    """A layer whose parameters are checked, cast and folded into each other."""
 
-    TypeError for floats, ValueError for a value or length out of range.
-    """
-    params.check(spec)
-    codes, legal = np.asarray(x), spec.bounds["input"]
-    if not np.issubdtype(codes.dtype, np.integer):
-        raise TypeError(f"Codes must be an array of integers, not {codes.dtype}")
+    def __init__(self, spec: LinearSpec, params: LinearParams) -> None:
+        params.check(spec)
+        weight, out = np.asarray(params.weight), (params.out_features,)
+        acc, code = spec.bounds["acc"], spec.bounds["input"]
+        # Any partial sum of a row's products is at most the sum of all their magnitudes.
+        largest = int(np.abs(weight, dtype=np.int64).sum(axis=1).max()) * max(code.high, -code.low)
+        self.factor = RightFactor(weight.T, spec.bounds["weight"], code, partial=largest)
+        self.kind = narrowest(acc)
+        self.bias = np.asarray(params.bias).astype(self.kind)
+        self.rescale = None
+        if spec.requant is not None and params.requant is not None:
+            given, bits = params.requant, spec.requant.out_bits
+            m, n = (np.broadcast_to(x, out) for x in (given.multiplier, given.shift))
+            self.rescale = Rescaler(m, n, given.zero_point, acc=acc, bits=bits, before=self.bias)
+
+    def __call__(self, rows: Ints, rescale: Rescaler | None) -> Ints:
+        """Accumulators of codes [n, K], or their codes: ``rescale`` adds the bias itself."""
+        width = len(self.bias)
+        out = np.empty((len(rows), width), self.kind if rescale is None else rescale.kind)
+        for part in blocks(len(rows), min(width, BLOCK // ROWS)):
+            if rescale is None:
+                self.factor.after(rows[part], out[part])
+                out[part] += self.bias
+            else:
+                acc = scratch("linear", out[part].shape, self.factor.sums)
+                rescale(self.factor.after(rows[part], acc), out[part])
+        return out
+
+
+def _operands(x: Ints, spec: LinearSpec, params: LinearParams) -> tuple[_Layer, Ints]:
+    """The layer, and the codes after their checks."""
+    layer = params.once(spec, lambda: _Layer(spec, params))
+    codes, legal = whole(x, "Codes"), spec.bounds["input"]
     if codes.shape[-1:] != (params.in_features,):
         raise ValueError(f"Row length must be {params.in_features}, not shape {codes.shape!r}")
     if not legal.holds(codes):
         span = f"{int(codes.min())} to {int(codes.max())}"
         raise ValueError(f"Codes must be from {legal.low} to {legal.high}, not {span}")
-    rows = codes.reshape(-1, params.in_features)  # one product, however many leading axes
-    weight = np.asarray(params.weight).T
-    acc = exact_matmul(rows, weight, legal, spec.bounds["weight"])
-    acc += integers(params.bias, "Bias")
-    return acc.reshape(*codes.shape[:-1], params.out_features)
+    return layer, codes
 
 
-def linear(x: Ints, spec: LinearSpec, params: LinearParams) -> npt.NDArray[np.int64]:
-    """Output codes [..., out] of input codes [..., K]; accumulators where the spec has no out_bits.
+def accumulate(x: Ints, spec: LinearSpec, params: LinearParams) -> Ints:
+    """``bias + x @ weight.T`` of codes [..., K]: [..., out] in the narrowest type of ``spec.acc_bits``.
 
     TypeError for floats, ValueError for a value or length out of range.
     """
-    acc = accumulate(x, spec, params)
-    if spec.requant is None or params.requant is None:
-        return acc
-    return requantise(acc, spec.requant, params.requant)
+    layer, codes = _operands(x, spec, params)
+    rows = codes.reshape(-1, params.in_features)  # one product, however many leading axes
+    return layer(rows, None).reshape(*codes.shape[:-1], params.out_features)
+
+
+def linear(x: Ints, spec: LinearSpec, params: LinearParams) -> Ints:
+    """Output codes [..., out] of input codes [..., K]; accumulators where the spec has no out_bits.
+
+    In the narrowest type. TypeError for floats, ValueError for a value or length out of range.
+    """
+    layer, codes = _operands(x, spec, params)
+    rows = codes.reshape(-1, params.in_features)
+    return layer(rows, layer.rescale).reshape(*codes.shape[:-1], params.out_features)
 
 
 SPEC_GRID: tuple[LinearSpec, ...] = (

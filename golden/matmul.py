@@ -9,7 +9,7 @@ Every partial sum is a sum over *some* of the products; if count * max|a*b| <= 2
 integer of at most p bits, so each step is exact and the order cannot matter:
 
     float32   where every partial sum is proven at most 2**24:  int8 x int8 up to K = 1024
-    float32   over a split K, the parts added as int64, where a part is at least MIN_PART products
+    float32   over a split K, the parts added as integers, where a part is at least MIN_PART products
     float64   where every partial sum is proven at most 2**53
     int64     otherwise (no BLAS, slow); ValueError where 64 bits could overflow
 
@@ -21,14 +21,16 @@ built with does so.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from golden.arrays import scratch, whole
 from golden.bounds import Interval
 from golden.fixedpoint import Ints, integer
 
-__all__ = ["FLOAT32", "FLOAT64", "MIN_PART", "exact_matmul", "plan"]
+__all__ = ["FLOAT32", "FLOAT64", "MIN_PART", "RightFactor", "exact_matmul", "plan"]
 
 FLOAT32, FLOAT64 = 1 << 24, 1 << 53
 """Largest magnitude up to which each format holds every integer."""
@@ -64,9 +66,7 @@ def plan(count: int, product: int, partial: int | None = None) -> tuple[str, int
 
 
 def _operand(value: Ints, name: str, bound: Interval) -> Ints:
-    array = np.asarray(value)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"{name} must be an array of integers, not {array.dtype}")
+    array = whole(value, name)
     if array.ndim < 2:
         raise ValueError(f"{name} must have at least 2 axes, not {array.ndim!r}")
     if not bound.holds(array):
@@ -75,35 +75,85 @@ def _operand(value: Ints, name: str, bound: Interval) -> Ints:
     return array
 
 
+class RightFactor:
+    """A right factor [..., K, N], checked and cast once for any number of left factors.
+
+    b_bound, a_bound: of its own and of the left factors' values; they (not the values at hand) choose the
+    path, so that a layer always takes the same one, and the type of the sums.  partial: see :func:`plan`;
+    the caller answers for it.  TypeError for floats, ValueError for a value out of its bound.
+    """
+
+    def __init__(
+        self, b: Ints, b_bound: Interval, a_bound: Interval, *, partial: int | None = None
+    ) -> None:
+        right = _operand(b, "Right factor", b_bound)
+        if partial is not None:
+            partial = integer(partial, "Partial sums", 0, INT64)
+        self.bound, self.count = a_bound, right.shape[-2]
+        product = _reach(a_bound * b_bound)
+        kind, parts = plan(self.count, product, partial)
+        largest = self.count * product if partial is None else min(partial, self.count * product)
+        self.sums = np.dtype(np.int32 if largest < 1 << 31 else np.int64)
+        """Type of the sums: int32 where it is proven to hold them, else int64."""
+        self._kind = np.dtype(kind)
+        self._right = self._cast(right)
+        self._cuts = [self.count * part // parts for part in range(parts + 1)]
+
+    def _cast(self, right: Ints) -> npt.NDArray[Any]:
+        return np.ascontiguousarray(right, dtype=self._kind)
+
+    def after(self, a: Ints, out: Ints | None = None) -> Ints:
+        """``a @ self`` of integers [..., M, K], exactly; leading axes broadcast.
+
+        ``out``: an array of integers to write to, wide enough for the sums.
+        """
+        given = _operand(a, "Left factor", self.bound)
+        if given.shape[-1] != self.count:
+            raise ValueError(f"Right factor must have {given.shape[-1]} rows, not {self.count!r}")
+        lead = np.broadcast_shapes(given.shape[:-2], self._right.shape[:-2])
+        shape = (*lead, given.shape[-2], self._right.shape[-1])
+        left = scratch("matmul.left", given.shape, self._kind)
+        np.copyto(left, given)
+        total = np.empty(shape, self.sums) if out is None else out
+        product = scratch("matmul.product", shape, self._kind)
+        for first, last in pairwise(self._cuts):
+            np.matmul(left[..., first:last], self._right[..., first:last, :], out=product)
+            if first:
+                # Whole numbers again before they are added: the sum of the parts may exceed 2**24.
+                total += product.astype(self.sums)
+            else:
+                np.copyto(total, product, casting="unsafe")
+        return total
+
+
+class _Passing(RightFactor):
+    """A right factor for one product."""
+
+    def _cast(self, right: Ints) -> npt.NDArray[Any]:
+        # Rows or columns, whatever lies together stays together: BLAS takes both.
+        if right.strides[-2] < right.strides[-1]:
+            return _Passing._cast(self, right.swapaxes(-1, -2)).swapaxes(-1, -2)
+        kept = scratch("matmul.right", right.shape, self._kind)
+        np.copyto(kept, right)
+        return kept
+
+
 def exact_matmul(
-    a: Ints, b: Ints, a_bound: Interval, b_bound: Interval, *, partial: int | None = None
-) -> npt.NDArray[np.int64]:
+    a: Ints,
+    b: Ints,
+    a_bound: Interval,
+    b_bound: Interval,
+    *,
+    partial: int | None = None,
+    out: Ints | None = None,
+) -> Ints:
     """``a @ b`` of integer arrays [..., M, K] and [..., K, N], exactly; leading axes broadcast.
 
-    The bounds (not the values at hand) choose the path, so that a layer always takes the same one; the
-    values are checked against them. ``partial``: see :func:`plan`; the caller answers for it.
-    TypeError for floats, ValueError for a value out of its bound or lengths that do not match.
+    Returns int32 or int64, by the bounds; for all else see :class:`RightFactor`. ValueError also for lengths
+    that do not match.
 
     >>> byte = Interval.of_bits(8, signed=True)
     >>> exact_matmul(np.array([[100, -128]]), np.array([[100], [-128]]), byte, byte).tolist()
     [[26384]]
     """
-    left, right = _operand(a, "Left factor", a_bound), _operand(b, "Right factor", b_bound)
-    count = left.shape[-1]
-    if right.shape[-2] != count:
-        raise ValueError(f"Right factor must have {count} rows, not {right.shape[-2]!r}")
-    if partial is not None:
-        partial = integer(partial, "Partial sums", 0, INT64)
-    kind, parts = plan(count, _reach(a_bound * b_bound), partial)
-    if kind == "int64":
-        return np.asarray(np.matmul(left.astype(np.int64), right.astype(np.int64)))
-    dtype = np.float32 if kind == "float32" else np.float64
-    left, right = left.astype(dtype), right.astype(dtype)
-    if parts == 1:
-        return np.asarray(np.matmul(left, right).astype(np.int64))
-    cuts = [count * part // parts for part in range(parts + 1)]
-    total = np.matmul(left[..., : cuts[1]], right[..., : cuts[1], :]).astype(np.int64)
-    for first, last in pairwise(cuts[1:]):
-        # Whole numbers again before they are added: the sum of the parts may exceed 2**24.
-        total += np.matmul(left[..., first:last], right[..., first:last, :]).astype(np.int64)
-    return np.asarray(total)
+    return _Passing(b, b_bound, a_bound, partial=partial).after(a, out)

@@ -89,8 +89,8 @@ def patches(images: Ints, spec: PatchEmbedSpec) -> npt.NDArray[np.uint8]:
     return cut.transpose(order).reshape(*lead, rows * columns, channels * size * size)
 
 
-def patch_embed(images: Ints, spec: PatchEmbedSpec, params: LinearParams) -> npt.NDArray[np.int64]:
-    """Accumulators [..., N, out] of uint8 images [..., C, H, W].
+def patch_embed(images: Ints, spec: PatchEmbedSpec, params: LinearParams) -> Ints:
+    """Accumulators [..., N, out] of uint8 images [..., C, H, W], in the narrowest type.
 
     ``params.weight``: [out, C*P*P], a convolution's weights flattened; no requantiser. TypeError for
     anything but uint8, ValueError for a size that is no multiple of the patch.

@@ -79,10 +79,10 @@ class PoolParams:
 
 @dataclass(frozen=True)
 class PoolTrace:
-    """Every intermediate value; int64 [..., C]."""
+    """Every intermediate value; [..., C]."""
 
-    acc: npt.NDArray[np.int64]
-    code: npt.NDArray[np.int64]
+    acc: Ints
+    code: Ints
 
 
 def pool_trace(codes: Ints, spec: PoolSpec, params: PoolParams) -> PoolTrace:
@@ -100,8 +100,8 @@ def pool_trace(codes: Ints, spec: PoolSpec, params: PoolParams) -> PoolTrace:
     return PoolTrace(acc, requantise(acc, spec.requant, params.requant))
 
 
-def pool(codes: Ints, spec: PoolSpec, params: PoolParams) -> npt.NDArray[np.int64]:
-    """Codes [..., C] of the mean over the tokens of codes [..., N, C].
+def pool(codes: Ints, spec: PoolSpec, params: PoolParams) -> Ints:
+    """Codes [..., C] of the mean over the tokens of codes [..., N, C], in the narrowest type.
 
     TypeError for floats, ValueError for a value or length out of range.
 

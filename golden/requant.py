@@ -18,17 +18,19 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from golden.arrays import Params, narrowest, rows_for, scratch, tiled, whole
 from golden.bounds import Interval
-from golden.fixedpoint import Ints, integer, integers, rounding_shift, saturate
+from golden.fixedpoint import Ints, integer, integers
 
 __all__ = [
     "SPEC_GRID",
+    "Finish",
     "RequantParams",
     "RequantSpec",
+    "Rescaler",
     "corner_rows",
     "factor",
     "requantise",
-    "rescale",
 ]
 
 MULTIPLIER = Interval(1 << 15, (1 << 16) - 1)
@@ -60,7 +62,7 @@ class RequantSpec:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RequantParams:
+class RequantParams(Params):
     """What changes per layer and channel: multiplier M, shift N (int arrays [C]), zero point z."""
 
     multiplier: npt.NDArray[np.int64]
@@ -113,25 +115,110 @@ def _nearest(ratio: Fraction, shift: int) -> int:
     return (2 * scaled.numerator + scaled.denominator) // (2 * scaled.denominator)
 
 
-def rescale(acc: Ints, spec: RequantSpec, params: RequantParams) -> npt.NDArray[np.int64]:
-    """``rs(acc * M, N)`` of accumulators [..., C], neither offset nor saturated; as :func:`requantise`."""
-    params.check(spec)
-    a = integers(acc, "Accumulators")
+class Finish:
+    """``sat(rs(wide, n) + after)``, where every requantisation ends, as one addition, shift and saturation.
+
+    wide: its interval.  n: [C], or of a shape that broadcasts.  after: number or array.  bits: of the codes.
+
+    Channels of different n share the largest one, if the caller multiplies by ``1 << up`` before; the half
+    of the rounding and, where there is room for it, ``after << n`` are one ``offset`` for the caller to add:
+
+        rs(x, n) + after = (x * 2**up + (2**m >> 1) + (after << m)) >> m,  m = n + up
+
+    That room, like the types, is a matter of intervals.
+    """
+
+    def __init__(self, wide: Interval, n: Ints, bits: int, after: Ints | int = 0) -> None:
+        n, after = n.astype(np.int64), np.asarray(after, dtype=np.int64)
+        self.code = Interval.of_bits(bits, signed=True)
+        self.kind = narrowest(self.code)
+        most, least = int(n.max()), int(n.min())
+        # Twice the codes: the half is less than one of them.
+        all_of_it = (wide << (most - least)) + (Interval.of_bits(bits + 1, signed=True) << most)
+        self._n: Ints | int = n
+        self._late: Ints | None = after
+        self.up, self.offset = np.zeros_like(n), (np.int64(1) << n) >> 1
+        if all_of_it.bits < 64:
+            self._n, self._late = most, None
+            self.up, self.offset = most - n, ((1 << most) >> 1) + (after << most)
+        # NumPy clips integers of half the width in half the time.
+        self._medium = wide.bits - least < 31
+        if np.ndim(self._n) == 1:
+            self._n = tiled(n)
+
+    def __call__(self, wide: Ints, out: Ints) -> None:
+        """Codes of ``wide * 2**up + offset``, which is used up, to ``out``: as many rows as that has."""
+        wide >>= self._n
+        if self._late is not None:
+            wide += self._late
+        if self._medium:
+            medium = scratch("finish", wide.shape, np.int32)
+            np.copyto(medium, wide, casting="unsafe")
+            wide = medium
+        np.clip(wide, self.code.low, self.code.high, out=wide)
+        np.copyto(out, wide.reshape(-1, *out.shape[1:])[: len(out)], casting="unsafe")
+
+
+class Rescaler:
+    """``sat(rs((acc + before) * M, N) + after)`` with all that does not depend on acc made once.
+
+    M, N, before, after: integers that broadcast against acc.  acc: interval of acc + before.  bits: width of
+    the result. Nothing is checked here: the callers' specs have done it.
+    """
+
+    def __init__(
+        self,
+        m: Ints,
+        n: Ints,
+        after: Ints | int,
+        *,
+        acc: Interval,
+        bits: int,
+        before: Ints | int = 0,
+    ) -> None:
+        self._finish = Finish(acc * MULTIPLIER, n, bits, after)
+        self.kind = self._finish.kind
+        self._m = m.astype(np.int64) << self._finish.up
+        self._offset = self._m * before + self._finish.offset
+        self._columns = np.ndim(m) == 1
+        if self._columns:
+            self._m, self._offset = tiled(self._m), tiled(self._offset)
+
+    def __call__(self, acc: Ints, out: Ints | None = None) -> Ints:
+        """Codes of accumulators, [n, C] where M has one axis, in the narrowest type or in ``out``."""
+        if out is None:
+            out = np.empty(acc.shape, self.kind)
+        if self._columns:
+            wide, long = rows_for(self._m, acc.shape, "requant")
+        else:
+            wide = long = scratch("requant", acc.shape, np.int64)
+        np.copyto(wide, acc)
+        long *= self._m
+        long += self._offset
+        self._finish(long, out)
+        return out
+
+
+def requantise(acc: Ints, spec: RequantSpec, params: RequantParams) -> Ints:
+    """Codes of accumulators of shape [..., C] within ``spec.acc_bits``, in the narrowest type.
+
+    One channel of parameters serves every channel. TypeError for floats, ValueError out of range.
+    """
+    rescale = params.once(spec, lambda: _rescaler(spec, params))
+    a = whole(acc, "Accumulators")
     if not spec.bounds["acc"].holds(a):
         span = f"{int(a.min())} to {int(a.max())}"
         raise ValueError(f"Accumulators must fit in {spec.acc_bits} bits with sign, not {span}")
     channels = np.shape(params.multiplier)[0]
     if channels not in (1, a.shape[-1]):
         raise ValueError(f"Channels must be {channels}, not {a.shape[-1]!r}")
-    return rounding_shift(a * integers(params.multiplier, "Multiplier"), params.shift)
+    return rescale(a.reshape(-1, channels)).reshape(a.shape)
 
 
-def requantise(acc: Ints, spec: RequantSpec, params: RequantParams) -> npt.NDArray[np.int64]:
-    """Codes of accumulators of shape [..., C] within ``spec.acc_bits``; int64, the same shape.
-
-    One channel of parameters serves every channel. TypeError for floats, ValueError out of range.
-    """
-    return saturate(rescale(acc, spec, params) + params.zero_point, spec.out_bits)
+def _rescaler(spec: RequantSpec, params: RequantParams) -> Rescaler:
+    params.check(spec)
+    m, n, z = params.multiplier, params.shift, params.zero_point
+    return Rescaler(m, n, z, acc=spec.bounds["acc"], bits=spec.out_bits)
 
 
 SPEC_GRID: tuple[RequantSpec, ...] = (

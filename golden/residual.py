@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from golden.arrays import Params, blocks, rows_for, tiled, whole
 from golden.bounds import Interval
 from golden.fixedpoint import Ints, integer, integers, rounding_shift, saturate
+from golden.requant import Finish
 
 __all__ = [
     "SPEC_GRID",
@@ -91,7 +93,7 @@ class ResidualSpec:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ResidualParams:
+class ResidualParams(Params):
     """What changes per layer; the arrays have one entry per channel.
 
     in_zero_point: z.  in_shift: a, [C], 0 to max_shift.  gain: M1.  multiplier: M2, [C].  shift: N.
@@ -171,12 +173,11 @@ class ResidualTrace:
     code: npt.NDArray[np.int64]
 
 
-def residual_trace(
+def _operands(
     codes: Ints, acc: Ints, spec: ResidualSpec, params: ResidualParams
-) -> ResidualTrace:
-    """:func:`residual` with every intermediate value."""
-    params.check(spec)
-    q, a = integers(codes, "Codes"), integers(acc, "Accumulators")
+) -> tuple[Ints, Ints]:
+    """The codes and the accumulators, after their checks."""
+    q, a = whole(codes, "Codes"), whole(acc, "Accumulators")
     for name, values in (("Row length of codes", q), ("Row length of accumulators", a)):
         if values.shape[-1:] != (params.channels,):
             raise ValueError(f"{name} must be {params.channels}, not shape {values.shape!r}")
@@ -184,6 +185,15 @@ def residual_trace(
         if not Interval.of_bits(bits, signed=True).holds(values):
             span = f"{int(values.min())} to {int(values.max())}"
             raise ValueError(f"{name} must fit in {bits} bits with sign, not {span}")
+    return q, a
+
+
+def residual_trace(
+    codes: Ints, acc: Ints, spec: ResidualSpec, params: ResidualParams
+) -> ResidualTrace:
+    """:func:`residual` with every intermediate value."""
+    params.check(spec)
+    q, a = (integers(x, "Codes") for x in _operands(codes, acc, spec, params))
     x = (q - params.in_zero_point) << integers(params.in_shift, "Input PTF shift")
     kept, branch = x * params.gain, a * integers(params.multiplier, "M2")
     total = kept + branch
@@ -193,15 +203,49 @@ def residual_trace(
     )
 
 
-def residual(
-    codes: Ints, acc: Ints, spec: ResidualSpec, params: ResidualParams
-) -> npt.NDArray[np.int64]:
-    """Codes of the stream after a branch: int64 [..., C].
+class _Unit:
+    """Checked parameters, folded: ``y = finish(q * G + acc * M2 + offset)`` with G_c = M1 << a_c.
+
+    The offset holds -z * G and the rounding.
+    """
+
+    def __init__(self, spec: ResidualSpec, params: ResidualParams) -> None:
+        params.check(spec)
+        shift = params.shift + params.out_shift.astype(np.int64)
+        self.finish = Finish(spec.bounds["total"], shift, spec.out_bits, params.zero_point)
+        gain = np.int64(params.gain) << (params.in_shift.astype(np.int64) + self.finish.up)
+        self.gain = tiled(gain)
+        self.multiplier = tiled(params.multiplier.astype(np.int64) << self.finish.up)
+        self.offset = tiled(self.finish.offset - params.in_zero_point * gain)
+
+    def __call__(self, q: Ints, acc: Ints, out: Ints) -> None:
+        """Codes of rows [n, C]."""
+        kept, long_kept = rows_for(self.gain, q.shape, "residual.kept")
+        total, long_total = rows_for(self.gain, q.shape, "residual.total")
+        np.copyto(kept, q)
+        np.copyto(total, acc)
+        long_kept *= self.gain
+        long_total *= self.multiplier
+        long_total += long_kept
+        long_total += self.offset
+        self.finish(long_total, out)
+
+
+def residual(codes: Ints, acc: Ints, spec: ResidualSpec, params: ResidualParams) -> Ints:
+    """Codes of the stream after a branch: [..., C] in the narrowest type.
 
     ``codes`` [..., C] of the stream before and ``acc`` [..., C] of the branch; leading axes broadcast.
     TypeError for floats, ValueError for a value or length out of range.
     """
-    return residual_trace(codes, acc, spec, params).code
+    unit = params.once(spec, lambda: _Unit(spec, params))
+    q, a = _operands(codes, acc, spec, params)
+    if q.shape != a.shape:
+        q, a = np.broadcast_arrays(q, a)
+    q, a, shape = q.reshape(-1, params.channels), a.reshape(-1, params.channels), q.shape
+    out = np.empty(q.shape, unit.finish.kind)
+    for part in blocks(len(q), params.channels):
+        unit(q[part], a[part], out[part])
+    return out.reshape(shape)
 
 
 SPEC_GRID: tuple[ResidualSpec, ...] = (

@@ -27,15 +27,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from golden.arrays import blocks, constant, narrowest, scratch, whole
 from golden.bounds import Interval
 from golden.cycles import RowPipeline, tree_levels
-from golden.fixedpoint import Ints, bit_length, integer, integers
+from golden.fixedpoint import Ints, bit_length, integer
 from golden.tables import exp2_table, log2_table
 
 __all__ = [
@@ -158,22 +159,34 @@ class SoftmaxTrace:
     code: npt.NDArray[np.uint8]
 
 
-def softmax_trace(
-    scores: Ints, spec: SoftmaxSpec, params: SoftmaxParams, mask: Any = None
-) -> SoftmaxTrace:
-    """:func:`softmax` with every intermediate value."""
+def _operands(
+    scores: Ints, spec: SoftmaxSpec, params: SoftmaxParams, mask: Any
+) -> tuple[Ints, npt.NDArray[np.bool_] | None]:
+    """The scores, and the mask in their shape (None where nothing is masked), after their checks."""
     params.check(spec)
-    t = integers(scores, "Scores")
+    t = whole(scores, "Scores")
     if not 1 <= t.shape[-1] <= spec.max_tokens:
         raise ValueError(f"Row length must be from 1 to {spec.max_tokens}, not {t.shape[-1]!r}")
     if not spec.bounds["score"].holds(t):
         span = f"{int(t.min())} to {int(t.max())}"
         raise ValueError(f"Scores must fit in {spec.score_bits} bits with sign, not {span}")
-    masked = np.zeros(t.shape, dtype=bool) if mask is None else np.broadcast_to(mask, t.shape)
+    if mask is None:
+        return t, None
+    masked = np.broadcast_to(mask, t.shape)
     if masked.dtype != np.bool_:
         raise TypeError(f"Mask must be an array of booleans, not {masked.dtype}")
+    return t, masked
 
-    f, _w = spec.frac_bits, spec.exp_bits
+
+def softmax_trace(
+    scores: Ints, spec: SoftmaxSpec, params: SoftmaxParams, mask: Any = None
+) -> SoftmaxTrace:
+    """:func:`softmax` with every intermediate value."""
+    given, hidden = _operands(scores, spec, params, mask)
+    t = given.astype(np.int64)
+    masked = np.zeros(t.shape, dtype=bool) if hidden is None else hidden
+
+    f = spec.frac_bits
     maximum = np.where(masked, spec.bounds["score"].low, t).max(axis=-1, keepdims=True)
     distance = np.minimum((maximum - t) << (f - params.frac), spec.bounds["distance"].high)
     distance = np.where(masked, spec.bounds["distance"].high, distance)
@@ -186,17 +199,26 @@ def softmax_trace(
     return SoftmaxTrace(maximum, distance, exponential, total, log_total, code.astype(np.uint8))
 
 
-def _log2(total: npt.NDArray[np.int64], spec: SoftmaxSpec) -> npt.NDArray[np.int64]:
+def _log2(total: Ints, spec: SoftmaxSpec) -> npt.NDArray[np.int64]:
     """``floor(2**F * (log2(total) - (W-1)))`` by leading one and table; 0 where total is below 1.0.
 
     Only a row whose elements are all masked has a total below 1.0 (its maximum contributes 1.0).
     """
     length = bit_length(total)
-    aligned = (total << spec.log_index_bits) >> np.maximum(length - 1, 0)
+    aligned = (total.astype(np.int64) << spec.log_index_bits) >> np.maximum(length - 1, 0)
     index = aligned & ((1 << spec.log_index_bits) - 1)
-    fraction = np.array(spec.log2, dtype=np.int64)[index]
-    whole = length - spec.exp_bits
-    return np.where(whole < 0, 0, (whole << spec.frac_bits) + fraction)
+    fraction = constant(spec.log2, np.dtype(np.int64))[index]
+    whole_bits = length - spec.exp_bits
+    return np.where(whole_bits < 0, 0, (whole_bits << spec.frac_bits) + fraction)
+
+
+@cache
+def _exponentials(exp2: tuple[int, ...], distances: int) -> npt.NDArray[np.int32]:
+    """EXP2[d mod 2**F] >> (d div 2**F) for every distance d below ``distances``."""
+    d = np.arange(distances)
+    table = np.array(exp2, dtype=np.int32)[d % len(exp2)] >> (d // len(exp2)).astype(np.int32)
+    table.flags.writeable = False
+    return table
 
 
 def softmax(
@@ -213,7 +235,48 @@ def softmax(
     >>> softmax(np.array([0, 0, -16, -32]), spec, SoftmaxParams(frac=4)).tolist()
     [1, 1, 2, 3]
     """
-    return softmax_trace(scores, spec, params, mask).code
+    t, masked = _operands(scores, spec, params, mask)
+    count = t.shape[-1]
+    rows, hidden = t.reshape(-1, count), None if masked is None else masked.reshape(-1, count)
+    codes = np.empty(rows.shape, np.uint8)
+    for part in blocks(len(rows), count):
+        masked_part = None if hidden is None else hidden[part]
+        _codes(rows[part], spec, params, masked_part, codes[part])
+    return codes.reshape(t.shape)
+
+
+def _codes(
+    t: Ints,
+    spec: SoftmaxSpec,
+    params: SoftmaxParams,
+    masked: npt.NDArray[np.bool_] | None,
+    out: npt.NDArray[np.uint8],
+) -> None:
+    """Codes of rows [n, N]: :func:`softmax_trace` in place, with one table for all exponentials."""
+    score, distance = spec.bounds["score"], spec.bounds["distance"]
+    align = spec.frac_bits - params.frac
+    # Wide enough for any distance before it is cut, and for what the code is shifted down from.
+    widest = (score - score) << align | distance + spec.bounds["log_total"] + distance
+    d = scratch("softmax.distance", t.shape, narrowest(widest))
+    np.copyto(d, t, casting="unsafe")
+    if masked is None:
+        maximum = d.max(axis=-1, keepdims=True)
+    else:
+        maximum = d.max(axis=-1, keepdims=True, where=~masked, initial=score.low)
+    np.subtract(maximum, d, out=d)
+    if align:
+        d <<= align
+    np.clip(d, 0, distance.high, out=d)
+    if masked is not None:
+        np.copyto(d, distance.high, where=masked)
+    exponential = scratch("softmax.exponential", t.shape, np.int32)
+    _exponentials(spec.exp2, distance.high + 1).take(d, mode="wrap", out=exponential)
+    total = exponential.sum(axis=-1, keepdims=True, dtype=np.int32)
+    log_total = _log2(total, spec) + (1 << (spec.code_shift - 1))
+    d += log_total.astype(d.dtype)
+    d >>= spec.code_shift
+    np.clip(d, 0, spec.last_code, out=d)
+    np.copyto(out, d, casting="unsafe")
 
 
 def softmax_pipeline(spec: SoftmaxSpec, lanes: int) -> RowPipeline:

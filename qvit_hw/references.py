@@ -71,7 +71,7 @@ def layernorm_vectors(
     """Return (input, golden, float reference) as rows of a layer's channels."""
     plan = calibrated.plan.norms[name]
     rows = np.asarray(codes, np.int64).reshape(-1, plan.params.channels)
-    golden = layernorm(rows, calibrated.plan.layernorm_spec, plan.params)
+    golden = layernorm(rows, calibrated.plan.layernorm_spec, plan.params).astype(np.int64)
     return rows, golden, float_layernorm(rows, plan)
 
 

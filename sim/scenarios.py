@@ -150,7 +150,7 @@ def _layernorm(spec: LayerNormSpec) -> Operator:
         low=-(1 << (spec.in_bits - 1)),
         high=(1 << (spec.in_bits - 1)) - 1,
         pipeline=lambda lanes: layernorm_pipeline(spec, lanes),
-        golden=lambda row: layernorm(row.elements, spec, cut(row)),
+        golden=lambda row: layernorm(row.elements, spec, cut(row)).astype(np.int64),
         trace=lambda row: layernorm_trace(row.elements, spec, cut(row)),
         random_params=params,
         params_of=params_of,

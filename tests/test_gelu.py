@@ -25,7 +25,7 @@ def test_corner_rows_are_looked_up(spec, name, codes, params) -> None:  # type: 
         zip(range(-(spec.entries // 2), spec.entries // 2), params.table.tolist(), strict=True)
     )
     got = gelu(codes, spec, params)
-    assert got.dtype == np.int64 and got.tolist() == [table[x] for x in codes.tolist()]
+    assert got.tolist() == [table[x] for x in codes.tolist()]
     assert sorted(codes.tolist()) == sorted(table), "every code occurs"
     assert spec.bounds["code"].holds(got)
 
@@ -55,7 +55,7 @@ def test_a_table_of_the_real_function_is_exact_to_its_rounding() -> None:
     exact = [v * (1 + erf(v / sqrt(2))) / 2 for v in values]
     rounded = [max(-128, min(127, floor(v / scale_out + 0.5) + zero)) for v in exact]
     params = GeluParams(table=np.array(rounded))
-    got = (gelu(np.arange(-512, 512), spec, params) - zero) * scale_out
+    got = (gelu(np.arange(-512, 512), spec, params).astype(int) - zero) * scale_out
     inside = (np.array(rounded) > -128) & (np.array(rounded) < 127)
     assert np.abs(got - exact)[inside].max() <= scale_out / 2 + 1e-12
 

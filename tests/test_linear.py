@@ -142,7 +142,7 @@ def test_leading_axes_and_small_dtypes() -> None:
     params = LinearParams(weight=weight, bias=np.arange(4))
     x = rng.integers(-128, 128, (2, 3, 5, 8)).astype(np.int8)
     whole = linear(x, spec, params)
-    assert whole.shape == (2, 3, 5, 4) and whole.dtype == np.int64
+    assert whole.shape == (2, 3, 5, 4) and whole.dtype == np.int32
     assert (whole[1, 2] == linear(x[1, 2], spec, params)).all()
     assert linear(x[:0], spec, params).shape == (0, 3, 5, 4)
 

@@ -43,7 +43,7 @@ def scalar(image: np.ndarray, spec: PatchEmbedSpec, params: LinearParams) -> lis
 @pytest.mark.parametrize(("spec", "name", "image", "params"), ROWS)
 def test_corner_images_equal_the_scalar_formula(spec, name, image, params) -> None:  # type: ignore[no-untyped-def]
     got = patch_embed(image, spec, params)
-    assert got.dtype == np.int64 and got.tolist() == scalar(image, spec, params)
+    assert got.dtype == np.int32 and got.tolist() == scalar(image, spec, params)
     assert spec.bounds["acc"].holds(got)
     if name.startswith("white"):
         assert int(got.min()) == spec.bounds["acc"].low

@@ -130,7 +130,7 @@ def test_a_block_of_real_size_loses_hardly_a_code_against_rational_factors(
         int
     )
     acc = rng.normal(0, 60_000, (200, 192)).astype(int)
-    got, half = residual(codes, acc, spec, params), 1 << (spec.out_bits - 1)
+    got, half = residual(codes, acc, spec, params).astype(int), 1 << (spec.out_bits - 1)
     x = (codes - 5) << params.in_shift
     difference = []
     for c, ratio in enumerate(branch):
@@ -151,7 +151,7 @@ def test_rows_of_codes_broadcast_over_a_batch() -> None:
     codes = rng.integers(-128, 128, (5, params.channels)).astype(np.int8)
     acc = rng.integers(-99999, 99999, (3, 5, params.channels)).astype(np.int32)
     whole = residual(codes, acc, spec, params)
-    assert whole.shape == (3, 5, params.channels) and whole.dtype == np.int64
+    assert whole.shape == (3, 5, params.channels) and whole.dtype == np.int8
     assert (whole[2] == residual(codes, acc[2], spec, params)).all()
 
 
