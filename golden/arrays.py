@@ -20,7 +20,7 @@ import numpy.typing as npt
 from golden.bounds import Interval
 from golden.fixedpoint import Ints
 
-__all__ = ["Params", "blocks", "constant", "narrowest", "scratch", "tiled", "whole"]
+__all__ = ["Params", "blocks", "constant", "fitting", "narrowest", "scratch", "tiled", "whole"]
 
 T = TypeVar("T")
 
@@ -61,6 +61,18 @@ def whole(value: Any, name: str) -> Ints:
     array = np.asarray(value)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be an array of integers, not {array.dtype}")
+    return array
+
+
+def fitting(value: Any, name: str, bits: int) -> Ints:
+    """Return ``value`` as an array of integers of ``bits`` bits with sign.
+
+    TypeError for any other kind, ValueError for a value that needs more bits.
+    """
+    array = whole(value, name)
+    if not Interval.of_bits(bits, signed=True).holds(array):
+        span = f"{int(array.min())} to {int(array.max())}"
+        raise ValueError(f"{name} must fit in {bits} bits with sign, not {span}")
     return array
 
 

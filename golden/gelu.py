@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from golden.arrays import Params, narrowest, whole
+from golden.arrays import Params, fitting, narrowest
 from golden.bounds import Interval
 from golden.fixedpoint import Ints, integer, integers
 
@@ -80,10 +80,7 @@ def gelu(codes: Ints, spec: GeluSpec, params: GeluParams) -> Ints:
     [0, 0, 0, 7]
     """
     table = params.once(spec, lambda: _table(spec, params))
-    x, legal = whole(codes, "Codes"), spec.bounds["input"]
-    if not legal.holds(x):
-        span = f"{int(x.min())} to {int(x.max())}"
-        raise ValueError(f"Codes must fit in {spec.in_bits} bits with sign, not {span}")
+    x = fitting(codes, "Codes", spec.in_bits)
     # A code's bits read without a sign are its place in the table.
     place = x.view(np.uint8) if x.dtype == np.int8 and spec.in_bits == 8 else x & (spec.entries - 1)
     return table.take(place, mode="wrap")

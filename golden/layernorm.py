@@ -32,12 +32,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from golden.arrays import Params, blocks, constant, rows_for, tiled, whole
+from golden.arrays import Params, blocks, constant, fitting, rows_for, tiled
 from golden.bounds import Interval
 from golden.cycles import RowPipeline, tree_levels
-from golden.fixedpoint import Ints, bit_length, integer, integers, rounding_shift, saturate
+from golden.fixedpoint import Ints, integer, integers, rounding_shift, saturate
 from golden.requant import Finish
-from golden.tables import rsqrt_table
+from golden.tables import read_rsqrt, rsqrt_table
 
 __all__ = [
     "SPEC_GRID",
@@ -252,12 +252,9 @@ class LayerNormTrace:
 
 def _operand(codes: Ints, spec: LayerNormSpec, params: LayerNormParams) -> Ints:
     """The codes, after their checks."""
-    q = whole(codes, "Codes")
+    q = fitting(codes, "Codes", spec.in_bits)
     if q.shape[-1] != params.channels:
         raise ValueError(f"Row length must be {params.channels}, not {q.shape[-1]!r}")
-    if not Interval.of_bits(spec.in_bits, signed=True).holds(q):
-        span = f"{int(q.min())} to {int(q.max())}"
-        raise ValueError(f"Codes must fit in {spec.in_bits} bits with sign, not {span}")
     return q
 
 
@@ -286,19 +283,8 @@ def _rsqrt(
     variance: npt.NDArray[np.int64], spec: LayerNormSpec
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """R and k of the module's formula, for variance in [1, 2**w)."""
-    width = spec.variance_bits
-    zeros = width - bit_length(variance)
-    fraction = (variance << zeros) & ((1 << (width - 1)) - 1)  # behind the leading one
-    # An even count of zeros leaves v in [2, 4), the upper half of the table.
-    segment_bits = spec.table_bits - 1
-    below = width - 1 - segment_bits
-    index = ((1 - (zeros & 1)) << segment_bits) | (fraction >> below)
-    if below >= INTERP_BITS:
-        part = (fraction >> (below - INTERP_BITS)) & ((1 << INTERP_BITS) - 1)
-    else:
-        part = (fraction << (INTERP_BITS - below)) & ((1 << INTERP_BITS) - 1)
     table = constant(spec.rsqrt, np.dtype(np.int64))
-    return table[index, 0] - ((table[index, 1] * part) >> INTERP_BITS), zeros >> 1
+    return read_rsqrt(variance, table, spec.variance_bits, INTERP_BITS)
 
 
 class _Unit:

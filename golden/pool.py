@@ -17,8 +17,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from golden.arrays import Params, fitting
 from golden.bounds import Interval
-from golden.fixedpoint import Ints, integer, integers
+from golden.fixedpoint import Ints, integer
 from golden.requant import MULTIPLIER, RequantParams, RequantSpec, requantise
 
 __all__ = ["SPEC_GRID", "PoolParams", "PoolSpec", "PoolTrace", "corner_rows", "pool", "pool_trace"]
@@ -61,7 +62,7 @@ class PoolSpec:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PoolParams:
+class PoolParams(Params):
     """What changes per layer.
 
     in_zero_point: z.  requant: M, N and z', of one or C channels.
@@ -88,15 +89,12 @@ class PoolTrace:
 def pool_trace(codes: Ints, spec: PoolSpec, params: PoolParams) -> PoolTrace:
     """:func:`pool` with every intermediate value."""
     params.check(spec)
-    q, legal = integers(codes, "Codes"), spec.bounds["input"]
+    q = fitting(codes, "Codes", spec.in_bits)
     if q.ndim < 2 or not 1 <= q.shape[-2] <= spec.max_tokens:
         raise ValueError(
             f"Codes must be [..., 1 to {spec.max_tokens} tokens, channels], not shape {q.shape!r}"
         )
-    if not legal.holds(q):
-        span = f"{int(q.min())} to {int(q.max())}"
-        raise ValueError(f"Codes must fit in {spec.in_bits} bits with sign, not {span}")
-    acc = q.sum(axis=-2) - q.shape[-2] * params.in_zero_point
+    acc = q.sum(axis=-2, dtype=np.int64) - q.shape[-2] * params.in_zero_point
     return PoolTrace(acc, requantise(acc, spec.requant, params.requant))
 
 

@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from golden.arrays import Params, narrowest, rows_for, scratch, tiled, whole
+from golden.arrays import Params, fitting, narrowest, rows_for, scratch, tiled
 from golden.bounds import Interval
 from golden.fixedpoint import Ints, integer, integers
 
@@ -205,10 +205,7 @@ def requantise(acc: Ints, spec: RequantSpec, params: RequantParams) -> Ints:
     One channel of parameters serves every channel. TypeError for floats, ValueError out of range.
     """
     rescale = params.once(spec, lambda: _rescaler(spec, params))
-    a = whole(acc, "Accumulators")
-    if not spec.bounds["acc"].holds(a):
-        span = f"{int(a.min())} to {int(a.max())}"
-        raise ValueError(f"Accumulators must fit in {spec.acc_bits} bits with sign, not {span}")
+    a = fitting(acc, "Accumulators", spec.acc_bits)
     channels = np.shape(params.multiplier)[0]
     if channels not in (1, a.shape[-1]):
         raise ValueError(f"Channels must be {channels}, not {a.shape[-1]!r}")

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from golden.arrays import Params, blocks, rows_for, tiled, whole
+from golden.arrays import Params, blocks, fitting, rows_for, tiled
 from golden.bounds import Interval
 from golden.fixedpoint import Ints, integer, integers, rounding_shift, saturate
 from golden.requant import Finish
@@ -177,14 +177,10 @@ def _operands(
     codes: Ints, acc: Ints, spec: ResidualSpec, params: ResidualParams
 ) -> tuple[Ints, Ints]:
     """The codes and the accumulators, after their checks."""
-    q, a = whole(codes, "Codes"), whole(acc, "Accumulators")
+    q, a = fitting(codes, "Codes", spec.in_bits), fitting(acc, "Accumulators", spec.acc_bits)
     for name, values in (("Row length of codes", q), ("Row length of accumulators", a)):
         if values.shape[-1:] != (params.channels,):
             raise ValueError(f"{name} must be {params.channels}, not shape {values.shape!r}")
-    for name, values, bits in (("Codes", q, spec.in_bits), ("Accumulators", a, spec.acc_bits)):
-        if not Interval.of_bits(bits, signed=True).holds(values):
-            span = f"{int(values.min())} to {int(values.max())}"
-            raise ValueError(f"{name} must fit in {bits} bits with sign, not {span}")
     return q, a
 
 

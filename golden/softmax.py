@@ -33,11 +33,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from golden.arrays import blocks, constant, narrowest, scratch, whole
+from golden.arrays import blocks, constant, fitting, narrowest, scratch
 from golden.bounds import Interval
 from golden.cycles import RowPipeline, tree_levels
-from golden.fixedpoint import Ints, bit_length, integer
-from golden.tables import exp2_table, log2_table
+from golden.fixedpoint import Ints, integer
+from golden.tables import exp2_table, log2_table, read_log2
 
 __all__ = [
     "SPEC_GRID",
@@ -164,12 +164,9 @@ def _operands(
 ) -> tuple[Ints, npt.NDArray[np.bool_] | None]:
     """The scores, and the mask in their shape (None where nothing is masked), after their checks."""
     params.check(spec)
-    t = whole(scores, "Scores")
+    t = fitting(scores, "Scores", spec.score_bits)
     if not 1 <= t.shape[-1] <= spec.max_tokens:
         raise ValueError(f"Row length must be from 1 to {spec.max_tokens}, not {t.shape[-1]!r}")
-    if not spec.bounds["score"].holds(t):
-        span = f"{int(t.min())} to {int(t.max())}"
-        raise ValueError(f"Scores must fit in {spec.score_bits} bits with sign, not {span}")
     if mask is None:
         return t, None
     masked = np.broadcast_to(mask, t.shape)
@@ -200,16 +197,13 @@ def softmax_trace(
 
 
 def _log2(total: Ints, spec: SoftmaxSpec) -> npt.NDArray[np.int64]:
-    """``floor(2**F * (log2(total) - (W-1)))`` by leading one and table; 0 where total is below 1.0.
+    """L of the module's formula; 0 where total is below 1.0.
 
     Only a row whose elements are all masked has a total below 1.0 (its maximum contributes 1.0).
     """
-    length = bit_length(total)
-    aligned = (total.astype(np.int64) << spec.log_index_bits) >> np.maximum(length - 1, 0)
-    index = aligned & ((1 << spec.log_index_bits) - 1)
-    fraction = constant(spec.log2, np.dtype(np.int64))[index]
-    whole_bits = length - spec.exp_bits
-    return np.where(whole_bits < 0, 0, (whole_bits << spec.frac_bits) + fraction)
+    table = constant(spec.log2, np.dtype(np.int64))
+    log = read_log2(total, table, spec.frac_bits) - ((spec.exp_bits - 1) << spec.frac_bits)
+    return np.maximum(log, 0)
 
 
 @cache
@@ -219,6 +213,13 @@ def _exponentials(exp2: tuple[int, ...], distances: int) -> npt.NDArray[np.int32
     table = np.array(exp2, dtype=np.int32)[d % len(exp2)] >> (d // len(exp2)).astype(np.int32)
     table.flags.writeable = False
     return table
+
+
+@cache
+def _distance_type(spec: SoftmaxSpec, align: int) -> np.dtype[np.signedinteger[Any]]:
+    """Wide enough for any distance before it is cut, and for what a code is shifted down from."""
+    score, distance = spec.bounds["score"], spec.bounds["distance"]
+    return narrowest((score - score) << align | distance + spec.bounds["log_total"] + distance)
 
 
 def softmax(
@@ -255,9 +256,7 @@ def _codes(
     """Codes of rows [n, N]: :func:`softmax_trace` in place, with one table for all exponentials."""
     score, distance = spec.bounds["score"], spec.bounds["distance"]
     align = spec.frac_bits - params.frac
-    # Wide enough for any distance before it is cut, and for what the code is shifted down from.
-    widest = (score - score) << align | distance + spec.bounds["log_total"] + distance
-    d = scratch("softmax.distance", t.shape, narrowest(widest))
+    d = scratch("softmax.distance", t.shape, _distance_type(spec, align))
     np.copyto(d, t, casting="unsafe")
     if masked is None:
         maximum = d.max(axis=-1, keepdims=True)

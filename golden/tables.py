@@ -4,6 +4,7 @@
 Roots come from ``math.isqrt`` on scaled integers and logarithms from bit lengths of powers, so
 every entry is the exactly rounded value on every machine. Golden model and RTL share these
 tables; ``tests/test_tables.py`` checks them against rational arithmetic written independently.
+At the end, how the golden model reads the two that a leading one indexes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,12 @@ from __future__ import annotations
 from functools import cache
 from math import isqrt
 
-__all__ = ["exp2_table", "log2_table", "rsqrt_table"]
+import numpy as np
+import numpy.typing as npt
+
+from golden.fixedpoint import Ints, bit_length
+
+__all__ = ["exp2_table", "log2_table", "read_log2", "read_rsqrt", "rsqrt_table"]
 
 
 @cache
@@ -74,3 +80,35 @@ def rsqrt_table(table_bits: int, width: int, interp_bits: int) -> tuple[tuple[in
         base = min(base, (1 << width) - 1)
         entries.append((base, base - end))
     return tuple(entries)
+
+
+def read_log2(x: Ints, table: npt.NDArray[np.int64], frac_bits: int) -> npt.NDArray[np.int64]:
+    """``floor(2**frac_bits * log2(x))`` by leading one and :func:`log2_table`; less than 0 where x is 0.
+
+    What the table does not index is taken to be in the middle of its segment.
+    """
+    index_bits = len(table).bit_length() - 1
+    whole = bit_length(x) - 1
+    aligned = (x.astype(np.int64) << index_bits) >> np.maximum(whole, 0)
+    fraction: npt.NDArray[np.int64] = table[aligned & (len(table) - 1)]
+    return (whole << frac_bits) + fraction
+
+
+def read_rsqrt(
+    x: npt.NDArray[np.int64], table: npt.NDArray[np.int64], width: int, interp_bits: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(R, k) for x in [1, 2**width), width even, by :func:`rsqrt_table`'s pairs [entries, 2].
+
+    k: half the leading zeros of x, rounded down; R: of v = x * 2**(2k - (width - 2)) in [1, 4).
+    """
+    zeros = width - bit_length(x)
+    fraction = (x << zeros) & ((1 << (width - 1)) - 1)  # behind the leading one
+    # An even count of zeros leaves v in [2, 4), the upper half of the table.
+    segment_bits = len(table).bit_length() - 2
+    below = width - 1 - segment_bits
+    index = ((1 - (zeros & 1)) << segment_bits) | (fraction >> below)
+    if below >= interp_bits:
+        part = (fraction >> (below - interp_bits)) & ((1 << interp_bits) - 1)
+    else:
+        part = (fraction << (interp_bits - below)) & ((1 << interp_bits) - 1)
+    return table[index, 0] - ((table[index, 1] * part) >> interp_bits), zeros >> 1
