@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A linear probe on DINOv2 features of the digits: ``python benchmarks/linear_probe.py [PRESET ...]``.
+
+scikit-learn's digits, enlarged to 98 x 98 pixels (50 tokens), go through the pretrained DINOv2 ViT-S/14.
+A logistic regression is fitted on the float features of the training split once, and then classifies
+the held-out digits from the float network's features and from the golden model's. Needs the weights of
+``make dinov2``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from golden.vit import VitModel
+from qvit_hw.calibration import calibrate_network
+from qvit_hw.export import export
+from qvit_hw.models import load_model
+from qvit_hw.models.digits import digits_images
+from qvit_hw.presets import find_preset
+
+SIZE = 98
+CALIBRATION = 32
+
+
+def enlarged(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return (uint8 [n, 3, SIZE, SIZE], labels) of a split."""
+    digits, labels = digits_images(split)
+    pictures = [Image.fromarray(digit[0]).resize((SIZE, SIZE), Image.BICUBIC) for digit in digits]
+    grey = np.stack([np.asarray(picture) for picture in pictures])
+    return np.repeat(grey[:, None], 3, axis=1), np.asarray(labels)
+
+
+def main() -> None:
+    """Print top-1 of the probe on float and golden features, for each preset named (w8a8p4)."""
+    network = load_model("dinov2", image_size=SIZE).network
+    train, train_labels = enlarged("train")
+    test, test_labels = enlarged("test")
+
+    def features(images: np.ndarray) -> np.ndarray:
+        parts = torch.tensor(images).split(32)
+        return torch.cat([network.run(part) for part in parts]).numpy()
+
+    scaler = StandardScaler().fit(known := features(train))
+    probe = LogisticRegression(C=0.1, max_iter=2000).fit(scaler.transform(known), train_labels)
+
+    def top1(found: np.ndarray) -> float:
+        return 100 * float((probe.predict(scaler.transform(found)) == test_labels).mean())
+
+    exact = features(test)
+    print(f"{len(test)} held-out digits; float features: {top1(exact):.2f} %", flush=True)
+    for name in sys.argv[1:] or ["w8a8p4"]:
+        picked = torch.tensor(train[:: len(train) // CALIBRATION][:CALIBRATION])
+        twin, _ = calibrate_network(network, picked, find_preset(name))
+        golden = VitModel(export(network, twin.plan), network.input_size)
+        coded = np.concatenate([golden(test[i : i + 16]) for i in range(0, len(test), 16)])
+        found = twin.values(golden.output, coded)
+        noise = 10 * np.log10((exact**2).sum() / ((found - exact) ** 2).sum())
+        print(f"{name}: golden features {top1(found):.2f} %, {noise:.1f} dB SQNR", flush=True)
+
+
+if __name__ == "__main__":
+    main()
