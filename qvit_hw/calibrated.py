@@ -110,6 +110,17 @@ class CalibratedModel:
 
         return self.network.run(images, tap, forward)
 
+    def alone(self, quantiser: str, inputs: Sequence[Tensor]) -> Tensor:
+        """Return what a node gives for float ``inputs`` with only this quantiser on, its own."""
+        name = quantiser.removesuffix(".weight")
+        node = self.network[name]
+        if name != quantiser:
+            return self._weights[name].forward(*inputs)
+        if isinstance(node, LayerNorm):
+            return self._plain_layernorm(node, inputs[0])
+        grid = self.plan.grids[name]
+        return grid.values(grid.codes(node.forward(*inputs))).float()
+
     def record(self, images: Tensor, names: Collection[str] | None = None) -> dict[str, Ints]:
         """Integers of every tensor (or the named ones) for uint8 images, all quantisers on."""
         seen: dict[str, Ints] = {}
