@@ -18,9 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from qvit_hw.allocation import allocate, check_score
+from qvit_hw.budget import WEIGHT_BITS, parse_budget
 from qvit_hw.bundle_writer import LayerData, check_target, write_bundle
 from qvit_hw.calibrated import CalibratedModel
-from qvit_hw.calibration import calibrate_network
+from qvit_hw.calibration import prepare
 from qvit_hw.errors import UserError
 from qvit_hw.export import export
 from qvit_hw.models import LoadedModel, load_model
@@ -67,15 +69,20 @@ def run(
     calibration: int = CALIBRATION_IMAGES,
     vector_images: int | None = None,
     affine: str = "dyadic",
+    budget: str | None = None,
+    score: str = "error",
 ) -> int:
     """Calibrate ``model`` and write the bundle ``out``; return the exit status, 0.
 
+    budget, score: for widths layer by layer, see :mod:`qvit_hw.budget` and :mod:`qvit_hw.allocation`.
     Raises UserError, with nothing written, for any input that will not do.
     """
     out = Path(out)
     chosen = adapt(find_preset(preset), weights, reparam, bias_correction)
     layernorm_spec = chosen.layernorm_spec(affine)
     make_observer(observer, "probe")
+    check_score(score)
+    wanted = None if budget is None else parse_budget(budget)
     check_target(out)
     loaded = load_model(model, checkpoint=checkpoint, pretrained=pretrained, image_size=image_size)
     network = loaded.network
@@ -101,9 +108,13 @@ def run(
 
             return advance
 
-        calibrated, seen = calibrate_network(
-            network, torch.tensor(seen_images), chosen, observer, affine, watch=watch
-        )
+        pixels = torch.tensor(seen_images)
+        prepared = prepare(network, pixels, chosen, observer, affine, watch)
+        allocation = None
+        if wanted is not None:
+            tried = watch("widths", len(WEIGHT_BITS))
+            allocation = allocate(network, pixels, chosen, prepared.build, wanted, score, tried)
+        calibrated = prepared.finish(None if allocation is None else allocation.bits, watch)
         nodes = export(network, calibrated.plan)
         layers = build_layers(
             calibrated,
@@ -121,7 +132,8 @@ def run(
             "std": list(loaded.std),
         },
         preset=chosen.name,
-        observers={"activations": observer, "weights": chosen.weights},
+        observers={"activations": observer, "weights": chosen.weights}
+        | ({} if allocation is None else {"allocation": allocation.record()}),
         images={
             "source": "bundled" if images is None else Path(images).name,
             "calibration": len(seen_images),
@@ -137,7 +149,9 @@ def run(
         plan=plan,
         scales=scales,
     )
-    _print_summary(calibrated, layers, seen, out)
+    if allocation is not None:
+        Console().print(allocation.table())
+    _print_summary(calibrated, layers, prepared.seen, out)
     return 0
 
 

@@ -191,6 +191,16 @@ def calibrate(
         typer.Option(help="Images to record vectors from.  [default: for 257 rows]"),
     ] = None,
     affine: Annotated[str, typer.Option(help="LayerNorm's last step: dyadic or shift.")] = "dyadic",
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Widths per layer: size:6 (bits of a weight), size:5.2MB, or bitops:0.6 (of the preset's).",
+            show_default=False,
+        ),
+    ] = None,
+    score: Annotated[
+        str, typer.Option(help="Of widths, under a budget: error or relevance.")
+    ] = "error",
 ) -> int:
     """Observe a float model on images and freeze it into a bundle of integers."""
     return _run(
@@ -208,6 +218,8 @@ def calibrate(
         calibration=calibration,
         vector_images=vector_images,
         affine=affine,
+        budget=budget,
+        score=score,
         out=out,
     )
 
