@@ -35,6 +35,8 @@ __all__ = ["FLOAT32", "FLOAT64", "MIN_PART", "RightFactor", "exact_matmul", "pla
 FLOAT32, FLOAT64 = 1 << 24, 1 << 53
 """Largest magnitude up to which each format holds every integer."""
 INT64 = (1 << 63) - 1
+KINDS = {"float32": np.float32, "float64": np.float64, "int64": np.int64}
+"""Types by the names that :func:`plan` uses."""
 MIN_PART = 128
 """Shortest part of a split K: below it, adding the parts costs more than float64 does."""
 
@@ -95,7 +97,7 @@ class RightFactor:
         largest = self.count * product if partial is None else min(partial, self.count * product)
         self.sums = np.dtype(np.int32 if largest < 1 << 31 else np.int64)
         """Type of the sums: int32 where it is proven to hold them, else int64."""
-        self._kind = np.dtype(kind)
+        self._kind = np.dtype(KINDS[kind])
         self._right = self._cast(right)
         self._cuts = [self.count * part // parts for part in range(parts + 1)]
 

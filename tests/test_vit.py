@@ -185,7 +185,7 @@ def test_no_value_on_the_way_is_a_float():
     assert result["sha256"] == fingerprint()
     computing = {type(node.spec).__module__ for make in MAKE.values() for node in make().nodes}
     computing -= {"builtins"}
-    assert len(computing) == 8
+    assert len(computing) == 9
     for module in computing | {"golden.vit", "golden.node", "golden.fixedpoint", "golden.requant"}:
         assert result["values"][module] > 100, module
     assert "golden.matmul" not in result["values"]
