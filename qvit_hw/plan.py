@@ -62,7 +62,7 @@ from qvit_hw.quantize import (
     plan_softmax,
     symmetric_scale,
 )
-from qvit_hw.weights import Moments, weight_scale
+from qvit_hw.weights import Moments, mean_error, round_weights, weight_scale
 
 __all__ = ["Plan", "WeightPlan", "count_tokens", "make_plan", "residual_spec"]
 
@@ -394,10 +394,10 @@ class _Planner:
         if node.inputs[0] != IMAGE:
             grid = self.plan.affine(node.inputs[0])
             unit, zero = grid.unit, grid.zero_point
-        limit = (1 << (bits - 1)) - 1
-        codes = (
-            np.floor(weight * (unit / scale)[:, None] + 0.5).clip(-limit, limit).astype(np.int64)
-        )
+        inputs, own = self.inputs(node), scale / unit
+        codes = round_weights(weight, own, bits, inputs if self.preset.weights == "gptq" else None)
+        if inputs is not None:
+            bias = bias + mean_error(weight, codes, own, inputs)
         whole = np.floor(bias / scale + 0.5).astype(np.int64) - zero * codes.sum(axis=1)
         self.plan.weights[name] = WeightPlan(codes, whole, scale, bits)
         if self.network.kind(node) == "accumulators":
