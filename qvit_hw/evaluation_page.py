@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of an evaluation, and its JSON: what :mod:`qvit_hw.evaluation` holds, told to people.
+
+The page is one file in the style of the report: it needs nothing from elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from .evaluation import BAR, MODELS, Cost, Evaluation, Sensitivity, Tensor, document
+from .models.labelled import Labelled
+from .outputs import made_folder, told
+from .report_page.charts import Band, Point, depth_chart, disagreement_chart
+
+__all__ = ["JSON", "PAGE", "render", "write_page"]
+
+PAGE, JSON = "evaluation.html", "evaluation.json"
+_FOLDER = Path(__file__).parent / "report_page"
+_THIN = "\u2009"
+_MINUS = "\u2212"
+_THUMBNAIL = 112
+_DEAREST = 12
+"""Single quantisers that the page lists."""
+
+
+def write_page(found: Evaluation, out: Path, data: Labelled) -> None:
+    """Write PAGE and JSON into the folder ``out``, both or none; UserError where that cannot be."""
+    texts = {
+        PAGE: render(found, data),
+        JSON: json.dumps(document(found), indent=1, allow_nan=False, ensure_ascii=False) + "\n",
+    }
+    with made_folder(out), told(out), tempfile.TemporaryDirectory(dir=out, prefix=".qvit-") as made:
+        for name, text in texts.items():
+            (Path(made) / name).write_text(text, encoding="utf-8")
+        for name in texts:
+            (Path(made) / name).replace(out / name)
+
+
+def render(found: Evaluation, data: Labelled) -> str:
+    """Return the page; ``data`` has the pictures of its examples."""
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": _count,
+        "percent": percent,
+        "points": _points,
+        "db": _db,
+        "signed": _signed,
+        "seconds": _seconds,
+        "memory": lambda size: f"{size / 2**20:,.0f}{_THIN}MiB".replace(",", _THIN),
+    }
+    series = list(dict.fromkeys(tensor.group for tensor in found.tensors))
+    bands = _bands(found.tensors)
+    return environment.get_template("evaluation.html.j2").render(
+        e=found,
+        bar=BAR,
+        models=MODELS,
+        headline=_headline(found),
+        elements=sum(tensor.elements for tensor in found.tensors),
+        differing=sum(tensor.end_to_end for tensor in found.tensors),
+        wrong=sum(tensor.operator for tensor in found.tensors),
+        ties=sum(tensor.ties for tensor in found.tensors),
+        operators=sorted({tensor.op for tensor in found.tensors}),
+        series=series,
+        depth=depth_chart(_points_of(found.tensors, series), bands),
+        apart=_apart_chart(found.tensors, series, bands),
+        error=None if found.sensitivity is None else _error(found.sensitivity),
+        whiskers=_whiskers(found),
+        speeds={speed.model: speed for speed in found.speeds},
+        examples=_examples(found, data),
+        origin=_origin(found),
+        css="".join(
+            (_FOLDER / name).read_text("utf-8") for name in ("style.css", "evaluation.css")
+        ),
+        js="".join((_FOLDER / name).read_text("utf-8") for name in ("script.js", "evaluation.js")),
+    )
+
+
+# ----------------------------------------------------------------------------------------- content
+
+
+def _headline(found: Evaluation) -> dict[str, str]:
+    """The one number, what it is of, and the title of the page."""
+    if found.accuracies:
+        number, plain = (percent(found.of(name).top1.share) for name in ("golden", "float"))
+        return {"number": number, "of": f"top-1 in integers, {plain} in float"}
+    pair = found.between("golden", "float")
+    if pair.sqnr_db is None:
+        return {"number": "Exact", "of": "outputs in integers are those in float"}
+    what = "the outputs" if found.examples else "the features"
+    return {"number": _db(pair.sqnr_db), "of": f"{what} in integers against float"}
+
+
+def _part_label(part: str) -> str:
+    """'blocks.3' as 3, 'layers.2.blocks.5' as 2.5, 'layers.1.downsample' as 1↓."""
+    if part in ("embedding", "head"):
+        return {"embedding": "in", "head": "out"}[part]
+    numbers = ".".join(re.findall(r"\d+", part))
+    return f"{numbers}↓" if part.endswith("downsample") else numbers
+
+
+def _bands(tensors: Sequence[Tensor]) -> list[Band]:
+    bands: list[Band] = []
+    for place, tensor in enumerate(tensors):
+        label = _part_label(tensor.part)
+        if bands and bands[-1].label == label:
+            bands[-1] = Band(label, bands[-1].first, place)
+        else:
+            bands.append(Band(label, place, place))
+    return bands
+
+
+def _points_of(tensors: Sequence[Tensor], series: Sequence[str]) -> list[Point]:
+    return [
+        Point(
+            place,
+            tensor.sqnr_db,
+            series.index(tensor.group),
+            f"{tensor.name}: {_db(tensor.sqnr_db)}, calibrated {_db(tensor.sqnr_calibrated_db)}",
+            tensor.name.removeprefix(tensor.part),
+        )
+        for place, tensor in enumerate(tensors)
+    ]
+
+
+def _apart_chart(
+    tensors: Sequence[Tensor], series: Sequence[str], bands: Sequence[Band]
+) -> str | None:
+    """Where codes differ between calibrated and golden; None if none does."""
+    if not any(tensor.end_to_end or tensor.operator for tensor in tensors):
+        return None
+    ends, operators = [], []
+    for place, tensor in enumerate(tensors):
+        text = f"{tensor.name}: {percent(tensor.agreement)} equal, the operator alone "
+        text += percent(tensor.operator_agreement)
+        number = series.index(tensor.group)
+        ends.append(Point(place, 1 - tensor.agreement, number, text))
+        operators.append(Point(place, 1 - tensor.operator_agreement, number, text))
+    return disagreement_chart(ends, operators, bands, 1 - BAR)
+
+
+def _error(found: Sensitivity) -> dict[str, Any]:
+    """Bars of the groups and of the dearest quantisers, and a map of groups by parts."""
+    groups = sorted(found.groups, key=lambda cost: -cost.noise)
+    dearest = sorted(found.quantisers, key=lambda cost: -cost.noise)[:_DEAREST]
+    parts = [cost.name for cost in found.parts]
+    total = sum(cost.noise for cost in found.quantisers) or 1.0
+    cells = {
+        (cost.name, part): [
+            each for each in found.quantisers if (each.group, each.part) == (cost.name, part)
+        ]
+        for cost in groups
+        for part in parts
+    }
+    shares = {key: sum(cost.noise for cost in costs) / total for key, costs in cells.items()}
+    most = max(shares.values()) or 1.0
+
+    def cell(group: str, part: str) -> Mapping[str, Any] | None:
+        costs, share = cells[group, part], shares[group, part]
+        names = "; ".join(f"{cost.name} {_db(cost.alone_db)}" for cost in costs)
+        return {"share": share, "level": (share / most) ** 0.5, "text": names} if costs else None
+
+    return {
+        "groups": _bars(groups),
+        "dearest": _bars(dearest),
+        "parts": [_part_label(part) for part in parts],
+        "names": parts,
+        "rows": [(cost.name, [cell(cost.name, part) for part in parts]) for cost in groups],
+    }
+
+
+def _bars(costs: Sequence[Cost]) -> list[tuple[Cost, float]]:
+    """Each with its length as a share of the longest."""
+    most = max((cost.noise for cost in costs), default=0.0) or 1.0
+    return [(cost, cost.noise / most) for cost in costs]
+
+
+def _whiskers(found: Evaluation) -> dict[str, dict[str, float]]:
+    """Top-1 and its interval of every model, in percent of one axis for all."""
+    shares = {accuracy.model: accuracy.top1 for accuracy in found.accuracies}
+    low = min((share.low for share in shares.values()), default=0.0)
+    high = max((share.high for share in shares.values()), default=1.0)
+    room = max(high - low, 1e-9)
+
+    def place(value: float) -> float:
+        return 4 + 92 * (value - low) / room
+
+    return {
+        name: {"low": place(s.low), "high": place(s.high), "share": place(s.share)}
+        for name, s in shares.items()
+    }
+
+
+def _examples(found: Evaluation, data: Labelled) -> list[dict[str, Any]]:
+    def name(label: int | None) -> str | None:
+        if label is None or found.classes is None or label >= len(found.classes):
+            return None if label is None else str(label)
+        return found.classes[label].split(",")[0]
+
+    return [
+        {
+            "name": example.name,
+            "image": thumbnail(data.images([example.number])[0]),
+            "label": name(example.label),
+            "says": [
+                (model, name(said), said == example.label)
+                for model, said in zip(MODELS, example.says, strict=True)
+            ],
+        }
+        for example in found.examples
+    ]
+
+
+def thumbnail(pixels: npt.NDArray[np.uint8]) -> str:
+    """An image [1 or 3, H, W] as a data URI: a large one is made smaller, a small one stays sharp."""
+    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    small = max(picture.size) <= _THUMBNAIL
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    file, kind = io.BytesIO(), "png" if small else "jpeg"
+    picture.save(file, kind, **({} if small else {"quality": 85}))
+    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _origin(found: Evaluation) -> list[tuple[str, str]]:
+    rows = [
+        ("bundle", f"{found.bundle.get('name')}  {found.bundle.get('sha256')}"),
+        ("images", f"{found.images} of {found.data}; tensors of {found.traced}"),
+    ]
+    if found.sensitivity is not None:
+        rows[-1] = (rows[-1][0], f"{rows[-1][1]}; quantisers on {found.sensitivity.images}")
+    rows.append(
+        ("lowering", f"{found.lowering:.1e} of the output, timm's forward against the network's")
+    )
+    for package in ("qvit-hw", "numpy", "torch", "timm"):
+        try:
+            rows.append((package, metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            continue
+    return rows
+
+
+# ------------------------------------------------------------------------------------------- words
+
+
+def _count(number: int) -> str:
+    return f"{number:,}".replace(",", _THIN) if abs(number) >= 10_000 else str(number)
+
+
+def percent(share: float) -> str:
+    """A share with two decimals, more where only they tell it from one; 100 % is exactly one."""
+    if share == 1:
+        return f"100{_THIN}%"
+    digits = 2
+    while digits < 6 and f"{100 * share:.{digits}f}".startswith("100"):
+        digits += 1
+    text = f"{100 * share:.{digits}f}"
+    return (f"{100 - 10**-6:.6f}" if text.startswith("100") else text) + f"{_THIN}%"
+
+
+def _points(difference: float) -> str:
+    """A difference of shares in percentage points."""
+    return _signed(100 * difference, 2)
+
+
+def _signed(value: float | None, digits: int = 1) -> str:
+    if value is None:
+        return "–"
+    text = f"{value:+.{digits}f}".replace("-", _MINUS)
+    return text.lstrip("+" + _MINUS) if not float(f"{value:.{digits}f}") else text
+
+
+def _db(value: float | None) -> str:
+    return "exact" if value is None else f"{value:.1f}{_THIN}dB".replace("-", _MINUS)
+
+
+def _seconds(value: float) -> str:
+    """A time with three digits."""
+    if value >= 1:
+        return f"{value:.3g}{_THIN}s"
+    return f"{value * 1e3:.3g}{_THIN}ms" if value >= 1e-4 else f"{value * 1e6:.3g}{_THIN}µs"
