@@ -142,6 +142,7 @@ def _root(
 
 _PAGE = Path("report.html")
 _DEMO = Path("build/demo")
+_EVALUATION = Path("evaluation")
 _Op = Annotated[str, typer.Option(help="Operator: layernorm, softmax, or all.")]
 
 
@@ -221,6 +222,65 @@ def calibrate(
         budget=budget,
         score=score,
         out=out,
+    )
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Option(help="Folder that calibrate wrote.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits, bundled (no labels), or a folder with a sub-folder per class.",
+            show_default=False,
+        ),
+    ],
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many images, spread evenly.", show_default=False)
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Processes; no result depends on it.")] = 1,
+    batch: Annotated[
+        int, typer.Option(help="Images at once, and in the timing; no other result depends on it.")
+    ] = 8,
+    out: Annotated[Path, typer.Option(help="Folder for the page and its JSON.")] = _EVALUATION,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Weights that the bundle was made of, if a file.", show_default=False),
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Let timm download the model's weights.")
+    ] = False,
+    class_map: Annotated[
+        Path | None,
+        typer.Option(help="Text file: the model's classes, a name a line.", show_default=False),
+    ] = None,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Take any folder of images, without classes.")
+    ] = False,
+    tensors: Annotated[int, typer.Option(help="Images whose tensors are compared.")] = 16,
+    sensitivity: Annotated[
+        int, typer.Option(help="Images to try each quantiser on; 0: do not.")
+    ] = 4,
+    timing: Annotated[
+        bool, typer.Option("--timing/--no-timing", help="Measure time and memory.")
+    ] = True,
+) -> int:
+    """Compare float, calibrated and integer model on images: accuracy, every tensor, time."""
+    return _run(
+        "evaluate",
+        bundle=bundle,
+        data=data,
+        limit=limit,
+        jobs=jobs,
+        batch=batch,
+        out=out,
+        checkpoint=checkpoint,
+        pretrained=pretrained,
+        class_map=class_map,
+        unlabelled=unlabelled,
+        tensors=tensors,
+        sensitivity=sensitivity,
+        timing=timing,
     )
 
 
