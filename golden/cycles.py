@@ -3,7 +3,8 @@
 
 A row unit reads a row of ``ceil(N / lanes)`` beats, waits for a statistic of the whole row, reads
 the row again from a buffer, and so on; every phase takes one beat a cycle and different rows are
-in different phases at the same time.
+in different phases at the same time. A unit without such a statistic (a requantiser, a table) is a
+row unit of one phase: no wait, and a latency that no row's length changes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from golden.fixedpoint import integer
 
-__all__ = ["QUEUE_DEPTH", "RowPipeline", "RowTiming", "tree_levels"]
+__all__ = ["QUEUE_DEPTH", "RowPipeline", "RowTiming", "stream_pipeline", "tree_levels"]
 
 QUEUE_DEPTH = 32
 """Rows that may wait between two phases; it binds only where dozens of rows of a few beats follow
@@ -40,8 +41,9 @@ class RowPipeline:
     """Timing of a row unit whose output is always accepted and whose input is always offered.
 
     waits: for each phase after the first, cycles from the last beat of the phase before it (as
-    accepted or read) to the first read of the phase.  drain: cycles from the last phase's read of
-    a beat to that beat on the output.
+    accepted or read) to the first read of the phase; empty where a row is read once.  drain: cycles
+    from the last phase's read of a beat (its arrival, where there is one phase) to that beat on the
+    output.  max_beats: of the longest row that a buffer holds, 0 where there is none.
     """
 
     lanes: int
@@ -52,7 +54,7 @@ class RowPipeline:
     @property
     def slack(self) -> int:
         """Beats that a row buffer must hold beyond the longest row so as never to stall the input."""
-        return max(self.waits) + 1
+        return max(self.waits, default=-1) + 1
 
     def beats(self, length: int) -> int:
         """Beats of a row of ``length`` elements: the initiation interval, ceil(length / lanes)."""
@@ -70,11 +72,11 @@ class RowPipeline:
         for index, length in enumerate(lengths):
             beats = self.beats(length)
             first = accepted
-            if index >= QUEUE_DEPTH:
+            if self.waits and index >= QUEUE_DEPTH:
                 first = max(first, starts[0][index - QUEUE_DEPTH] + 1)
             last = first + beats - 1
             accepted = last + 1
-            done = last
+            begin, done = first, last
             for phase, wait in enumerate(self.waits):
                 begin = max(done + wait, busy[phase])
                 if phase + 1 < len(self.waits) and index >= QUEUE_DEPTH:
@@ -84,3 +86,15 @@ class RowPipeline:
                 busy[phase] = done + 1
             rows.append(RowTiming(first, last, begin + self.drain, done + self.drain))
         return rows
+
+
+def stream_pipeline(lanes: int, stages: int) -> RowPipeline:
+    """Cycle model of a unit that reads each row once, through ``stages`` registers.
+
+    A beat that is taken in cycle t is in the last of them in t + stages, from there it is written to the
+    output queue, and is on the output a cycle later: as in every unit, so that back-pressure needs no wire
+    through the stages.
+    """
+    return RowPipeline(
+        lanes=integer(lanes, "Lanes", 1, 32), waits=(), drain=stages + 1, max_beats=0
+    )

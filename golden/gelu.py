@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from golden.arrays import Params, fitting, narrowest
 from golden.bounds import Interval
+from golden.cycles import RowPipeline, stream_pipeline
 from golden.fixedpoint import Ints, integer, integers
 
-__all__ = ["SPEC_GRID", "GeluParams", "GeluSpec", "corner_rows", "gelu"]
+__all__ = ["SPEC_GRID", "GeluParams", "GeluSpec", "corner_rows", "gelu", "gelu_pipeline"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,15 @@ def gelu(codes: Ints, spec: GeluSpec, params: GeluParams) -> Ints:
     # A code's bits read without a sign are its place in the table.
     place = x.view(np.uint8) if x.dtype == np.int8 and spec.in_bits == 8 else x & (spec.entries - 1)
     return table.take(place, mode="wrap")
+
+
+def gelu_pipeline(spec: GeluSpec, lanes: int) -> RowPipeline:
+    """Cycle model: 2 registers, whatever the widths.
+
+    1 the memory that holds the table (the code is its address; each lane has its own, or shares one with
+    its neighbour by the second port), 2 a register behind it: block RAMs answer late in the cycle.
+    """
+    return stream_pipeline(lanes, 2)
 
 
 SPEC_GRID: tuple[GeluSpec, ...] = (

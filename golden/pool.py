@@ -19,10 +19,20 @@ import numpy.typing as npt
 
 from golden.arrays import Params, fitting
 from golden.bounds import Interval
+from golden.cycles import RowPipeline, stream_pipeline
 from golden.fixedpoint import Ints, integer
 from golden.requant import MULTIPLIER, RequantParams, RequantSpec, requantise
 
-__all__ = ["SPEC_GRID", "PoolParams", "PoolSpec", "PoolTrace", "corner_rows", "pool", "pool_trace"]
+__all__ = [
+    "SPEC_GRID",
+    "PoolParams",
+    "PoolSpec",
+    "PoolTrace",
+    "corner_rows",
+    "pool",
+    "pool_pipeline",
+    "pool_trace",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +119,17 @@ def pool(codes: Ints, spec: PoolSpec, params: PoolParams) -> Ints:
     [1, 4]
     """
     return pool_trace(codes, spec, params).code
+
+
+def pool_pipeline(spec: PoolSpec, lanes: int) -> RowPipeline:
+    """Cycle model of the last token's row, with which the mean comes out: 9 registers, whatever the widths.
+
+    Tokens arrive as rows of C elements; those before the last yield nothing. 1 q - z, while the channel's sum
+    and parameters leave their memories, 2 the sum with q - z, beside the multiplier and back to its memory
+    (for the first token q - z alone), 3 to 9 as in golden.requant. A channel comes again after as many cycles
+    as a row has beats; where these are fewer than 3, the sum under way is taken, not the one in the memory.
+    """
+    return stream_pipeline(lanes, 9)
 
 
 SPEC_GRID: tuple[PoolSpec, ...] = (

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from golden.arrays import Params, fitting, narrowest, rows_for, scratch, tiled
 from golden.bounds import Interval
+from golden.cycles import RowPipeline, stream_pipeline
 from golden.fixedpoint import Ints, integer, integers
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Rescaler",
     "corner_rows",
     "factor",
+    "requant_pipeline",
     "requantise",
 ]
 
@@ -216,6 +218,16 @@ def _rescaler(spec: RequantSpec, params: RequantParams) -> Rescaler:
     params.check(spec)
     m, n, z = params.multiplier, params.shift, params.zero_point
     return Rescaler(m, n, z, acc=spec.bounds["acc"], bits=spec.out_bits)
+
+
+def requant_pipeline(spec: RequantSpec, lanes: int) -> RowPipeline:
+    """Cycle model: 9 registers, whatever the widths.
+
+    1 the channel's M, N, z leave their memory (which the beat's place in its row addresses), 2 they rest
+    beside acc at the multiplier, 3 and 4 the product: up to four parts, and their sum (acc of 40 bits), 5 the
+    half of the rounding is added, 6 to 8 the shift by N, 16s, 4s and 1s, 9 z and the saturation.
+    """
+    return stream_pipeline(lanes, 9)
 
 
 SPEC_GRID: tuple[RequantSpec, ...] = (

@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from golden.arrays import Params, blocks, fitting, rows_for, tiled
 from golden.bounds import Interval
+from golden.cycles import RowPipeline, stream_pipeline
 from golden.fixedpoint import Ints, integer, integers, rounding_shift, saturate
 from golden.requant import Finish
 
@@ -38,6 +39,7 @@ __all__ = [
     "corner_rows",
     "factors",
     "residual",
+    "residual_pipeline",
     "residual_trace",
 ]
 
@@ -242,6 +244,16 @@ def residual(codes: Ints, acc: Ints, spec: ResidualSpec, params: ResidualParams)
     for part in blocks(len(q), params.channels):
         unit(q[part], a[part], out[part])
     return out.reshape(shape)
+
+
+def residual_pipeline(spec: ResidualSpec, lanes: int) -> RowPipeline:
+    """Cycle model: 10 registers, whatever the widths. Codes and accumulators arrive together.
+
+    1 the channel's a, M2, b leave their memory, 2 q - z, 3 X = (q - z) << a at the multiplier, 4 and 5 both
+    products: their parts, and the sums of these, 6 both and the half of the rounding, 7 to 9 the shift by
+    N + b, 16s, 4s and 1s, 10 z' and the saturation.
+    """
+    return stream_pipeline(lanes, 10)
 
 
 SPEC_GRID: tuple[ResidualSpec, ...] = (

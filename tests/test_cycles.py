@@ -7,11 +7,21 @@ import itertools
 
 import pytest
 
-from golden.cycles import QUEUE_DEPTH, RowPipeline, tree_levels
+from golden.cycles import QUEUE_DEPTH, RowPipeline, stream_pipeline, tree_levels
+from golden.gelu import GeluSpec, gelu_pipeline
 from golden.layernorm import LayerNormSpec, layernorm_pipeline
+from golden.pool import PoolSpec, pool_pipeline
+from golden.requant import RequantSpec, requant_pipeline
+from golden.residual import ResidualSpec, residual_pipeline
 from golden.softmax import SoftmaxSpec, softmax_pipeline
 
-PIPELINES = [
+STREAMS = [
+    requant_pipeline(RequantSpec(), 8),
+    gelu_pipeline(GeluSpec(), 1),
+    residual_pipeline(ResidualSpec(), 32),
+    pool_pipeline(PoolSpec(), 4),
+]
+PIPELINES = STREAMS + [
     build(lanes)
     for lanes in (1, 2, 3, 8, 32)
     for build in (
@@ -41,6 +51,23 @@ def test_phases_never_overlap_in_one_stage(pipeline: RowPipeline) -> None:
     for row, length in zip(rows, lengths, strict=True):
         assert row.last_out - row.first_out == pipeline.beats(length) - 1
         assert row.first_out >= row.first_in + pipeline.latency(length)
+
+
+@pytest.mark.parametrize("pipeline", STREAMS)
+def test_a_stream_unit_has_one_latency_and_keeps_no_row(pipeline: RowPipeline) -> None:
+    assert not pipeline.waits and not pipeline.max_beats and not pipeline.slack
+    assert {pipeline.latency(length) for length in (1, 5, 197, 4096)} == {pipeline.drain}
+    # Each beat leaves as many cycles after its arrival as any other, whatever the rows around it.
+    for row in pipeline.schedule([1, 4096, *[1] * 3 * QUEUE_DEPTH, 197], start=7):
+        assert row.first_out - row.first_in == row.last_out - row.last_in == pipeline.drain
+
+
+def test_the_latencies_of_the_stream_units() -> None:
+    """Registers, and a cycle of the output queue."""
+    assert [pipeline.drain for pipeline in STREAMS] == [10, 3, 11, 10]
+    assert stream_pipeline(1, 5).drain == 6
+    with pytest.raises(ValueError, match=r"^Lanes must be from 1 to 32, not 0$"):
+        gelu_pipeline(GeluSpec(), 0)
 
 
 def test_the_queue_of_rows_binds() -> None:
