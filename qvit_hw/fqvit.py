@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from golden import fqvit
-from golden.fqvit import FqLayerNormParams, FqSoftmaxParams
+from golden.fqvit import FqLayerNormParams, FqSoftmaxParams, FqSoftmaxSpec
 from qvit_hw.errors import UserError
 from qvit_hw.quantize import Grid, PtfGrid
 
@@ -40,12 +40,14 @@ def layernorm_params(gamma: Any, beta: Any, stream: PtfGrid, out: Grid) -> FqLay
         raise UserError(f"FQ-ViT's LayerNorm does not suit this layer: {error}.") from error
 
 
-def softmax_params(scores: Grid) -> FqSoftmaxParams:
+def softmax_params(scores: Grid, spec: FqSoftmaxSpec | None = None) -> FqSoftmaxParams:
     """Parameters of log-int-softmax for natural scores on this grid; its zero point cancels.
 
-    UserError where its polynomial has no integers at the grid's scale.
+    UserError where its polynomial has no integers at the grid's scale, or none that ``spec`` can hold.
     """
     try:
-        return fqvit.softmax_params(Fraction(scores.scale))
+        params = fqvit.softmax_params(Fraction(scores.scale))
+        params.check(spec or FqSoftmaxSpec())
+        return params
     except ValueError as error:
         raise UserError(f"FQ-ViT's softmax does not suit this layer: {error}.") from error
