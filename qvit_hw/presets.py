@@ -10,7 +10,7 @@ w8a8p5 8       8      16       10    sqrt 2, 5  no      minmax  the most accurat
 w6a6   6       6      16       10    sqrt 2, 5  yes     gptq    smaller multipliers, no retraining
 w4a8   4       8      16       10    sqrt 2, 5  no      gptq    half the weight memory
 w4a4   4       4      16       10    sqrt 2, 5  yes     gptq    the limit of what calibration can do
-fqvit  8       8      8        8     base 2, 4  no      minmax  parity with FQ-ViT; golden model only
+fqvit  8       8      8        10    base 2, 4  no      minmax  parity with FQ-ViT; golden model only
 ====== ======= ====== ======== ===== ========== ======= ======= =====================================
 
 The first and the last layer (patch embedding and head) always have 8-bit weights: they are few, and what
@@ -105,7 +105,7 @@ PRESETS = {
         replace(_FINE, name="w6a6", weight_bits=6, act_bits=6, reparam=True, weights="gptq"),
         replace(_FINE, name="w4a8", weight_bits=4, weights="gptq"),
         replace(_FINE, name="w4a4", weight_bits=4, act_bits=4, reparam=True, weights="gptq"),
-        Preset(name="fqvit", golden_only=True),
+        Preset(name="fqvit", gelu_bits=10, golden_only=True),
     )
 }
 
