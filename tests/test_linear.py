@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import reference_integers as reference
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,26 +29,12 @@ ROWS = [
 ]
 
 
-def scalar(x: list[int], spec: LinearSpec, params: LinearParams) -> tuple[list[int], list[int]]:
-    """Accumulators and outputs by the formula of the module's docstring, in unbounded integers."""
-    pairs = zip(params.weight.tolist(), params.bias.tolist(), strict=True)
-    acc = [bias + sum(w * v for w, v in zip(row, x, strict=True)) for row, bias in pairs]
-    if spec.out_bits is None or params.requant is None:
-        return acc, acc
-    half, codes = 1 << (spec.out_bits - 1), []
-    for index, value in enumerate(acc):
-        channel = index % len(params.requant.multiplier)
-        m, n = int(params.requant.multiplier[channel]), int(params.requant.shift[channel])
-        rounded = (value * m + ((1 << n) >> 1)) >> n
-        codes.append(max(-half, min(half - 1, rounded + params.requant.zero_point)))
-    return acc, codes
-
-
 @pytest.mark.parametrize(("spec", "name", "codes", "params"), ROWS)
 def test_corner_rows_equal_the_scalar_formula(spec, name, codes, params) -> None:  # type: ignore[no-untyped-def]
-    acc, out = scalar(codes.tolist(), spec, params)
+    seen = reference.linear([codes.tolist()], spec, params)
+    acc = seen["out"]
     assert accumulate(codes, spec, params).tolist() == acc
-    assert linear(codes, spec, params).tolist() == out
+    assert linear(codes, spec, params).tolist() == seen["code" if spec.out_bits else "out"]
     assert spec.bounds["acc"].holds(np.array(acc)) and params.reach(spec).holds(np.array(acc))
 
 
@@ -56,7 +43,7 @@ def test_corner_rows_reach_the_bounds_and_the_ties(spec: LinearSpec) -> None:
     seen: set[int] = set()
     ties = 0
     for _, codes, params in corner_rows(spec):
-        acc = scalar(codes.tolist(), spec, params)[0]
+        acc = accumulate(codes, spec, params).tolist()
         seen |= set(acc)
         if params.requant is not None:
             n = int(params.requant.shift[0])
@@ -83,18 +70,6 @@ def draw_params(data: st.DataObject, spec: LinearSpec, count: int, outputs: int)
         bias=rng.integers(room.low, room.high, outputs, endpoint=True),
         requant=requant,
     )
-
-
-@given(st.data())
-def test_random_rows_equal_the_scalar_formula(data: st.DataObject) -> None:
-    spec = data.draw(st.sampled_from(SPEC_GRID))
-    count = data.draw(st.integers(1, min(spec.in_features, 40)))
-    params = draw_params(data, spec, count, 3)
-    code = spec.bounds["input"]
-    x = data.draw(st.lists(st.integers(code.low, code.high), min_size=count, max_size=count))
-    acc, out = scalar(x, spec, params)
-    assert accumulate(np.array(x), spec, params).tolist() == acc
-    assert linear(np.array(x), spec, params).tolist() == out
 
 
 @given(st.data())
