@@ -10,6 +10,7 @@ integer grids) and the golden one (integers). The folder ``out`` gets a page, ``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from qvit_hw.sensitivity import Watch, find_sensitivity
 
 __all__ = ["Effort", "evaluate", "measure", "run"]
 
-BATCH, TENSORS, SENSITIVITY = 8, 16, 4
+BATCH, TENSORS = 8, 16
 SHOWN = 24
 """Images of which the page shows that the models disagree."""
 
@@ -56,7 +57,7 @@ def run(
     class_map: Path | None = None,
     unlabelled: bool = False,
     tensors: int = TENSORS,
-    sensitivity: int = SENSITIVITY,
+    sensitivity: int | None = None,
     timing: bool = True,
 ) -> int:
     """Evaluate a bundle, write the page and the JSON into ``out``, print a summary; return 0.
@@ -86,7 +87,7 @@ def evaluate(
     class_map: Path | None = None,
     unlabelled: bool = False,
     tensors: int = TENSORS,
-    sensitivity: int = SENSITIVITY,
+    sensitivity: int | None = None,
     timing: bool = False,
 ) -> Evaluation:
     """Evaluate a bundle and return what was found; nothing is written.
@@ -104,7 +105,8 @@ def evaluate(
         class_map: text file that names the model's classes line by line.
         unlabelled: take any folder of images, without classes.
         tensors: images whose tensors are all compared.
-        sensitivity: images to try the quantisers on, one by one; 0: do not.
+        sensitivity: images to try the quantisers on, one by one; 0: do not; None: 4, or up to 64 that
+            have as many pixels as 4 of 224 x 224.
         timing: measure time and memory.
 
     Raises UserError for any input that will not do.
@@ -121,7 +123,7 @@ class Effort:
     jobs: int = 1
     batch: int = BATCH
     tensors: int = TENSORS
-    sensitivity: int = SENSITIVITY
+    sensitivity: int | None = None
     timing: bool = False
 
     def __post_init__(self) -> None:
@@ -129,10 +131,16 @@ class Effort:
             ("processes", self.jobs, 1),
             ("images in a batch", self.batch, 1),
             ("images whose tensors are compared", self.tensors, 1),
-            ("images to try quantisers on", self.sensitivity, 0),
+            ("images to try quantisers on", self.sensitivity or 0, 0),
         ):
             if count < least:
                 raise UserError(f"The number of {what} must be at least {least}, not {count}.")
+
+    def images_to_try(self, input_size: tuple[int, int, int]) -> int:
+        """``sensitivity``, or as many images as cost little: a few small ones tell nothing."""
+        if self.sensitivity is not None:
+            return self.sensitivity
+        return min(max(4, 4 * 3 * 224 * 224 // math.prod(input_size)), 64)
 
 
 # ---------------------------------------------------------------------------------------- measuring
@@ -157,7 +165,7 @@ def measure(bench: Bench, effort: Effort, origin: Origin | None = None) -> Evalu
         outcomes = [outcome for part in parts for outcome in part]
         chosen = tally.spread(len(data), effort.tensors)
         traced = list(watch("tensors", chosen, crew.map(trace, chosen)))
-        tried = tally.spread(len(data), effort.sensitivity) if effort.sensitivity else []
+        tried = tally.spread(len(data), effort.images_to_try(subject.loaded.input_size))
         sensitivity = find_sensitivity(crew, tried, watch) if tried else None
         speeds = _speeds(bench, effort, origin, watch) if effort.timing and origin else ()
     classifier = class_count(subject.loaded) > 0

@@ -71,6 +71,21 @@ def test_an_evaluation_of_features_has_no_first_guess():
     assert found.agreements[0].sqnr_db > 0
 
 
+@pytest.mark.parametrize(
+    ("given", "size", "count"),
+    [
+        (None, (3, 224, 224), 4),
+        (None, (3, 384, 384), 4),
+        (None, (3, 112, 112), 16),
+        (None, (1, 8, 8), 64),
+        (0, (1, 8, 8), 0),
+        (9, (3, 224, 224), 9),
+    ],
+)
+def test_quantisers_are_tried_on_more_images_where_they_are_small(given, size, count):
+    assert evaluate.Effort(sensitivity=given).images_to_try(size) == count
+
+
 @pytest.mark.parametrize("batch", [1, 4, 6, 9])
 def test_results_do_not_depend_on_the_batch(subject, batch):
     one = evaluate.measure(make_bench(subject), evaluate.Effort(batch=1, tensors=2, sensitivity=0))
