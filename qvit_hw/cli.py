@@ -259,8 +259,11 @@ def evaluate(
     ] = False,
     tensors: Annotated[int, typer.Option(help="Images whose tensors are compared.")] = 16,
     sensitivity: Annotated[
-        int, typer.Option(help="Images to try each quantiser on; 0: do not.")
-    ] = 4,
+        int | None,
+        typer.Option(
+            help="Images to try each quantiser on; 0: do not.  [default: 4, more small ones]"
+        ),
+    ] = None,
     timing: Annotated[
         bool, typer.Option("--timing/--no-timing", help="Measure time and memory.")
     ] = True,
