@@ -101,14 +101,12 @@ def read_rsqrt(
 
     k: half the leading zeros of x, rounded down; R: of v = x * 2**(2k - (width - 2)) in [1, 4).
     """
-    zeros = width - bit_length(x)
-    fraction = (x << zeros) & ((1 << (width - 1)) - 1)  # behind the leading one
-    # An even count of zeros leaves v in [2, 4), the upper half of the table.
     segment_bits = len(table).bit_length() - 2
-    below = width - 1 - segment_bits
-    index = ((1 - (zeros & 1)) << segment_bits) | (fraction >> below)
-    if below >= interp_bits:
-        part = (fraction >> (below - interp_bits)) & ((1 << interp_bits) - 1)
-    else:
-        part = (fraction << (interp_bits - below)) & ((1 << interp_bits) - 1)
+    zeros = width - bit_length(x)
+    # Behind the leading one come the segment and the place in it; a narrow x has zeros there.
+    behind = max(width - 1, segment_bits + interp_bits)
+    fraction = (x << (zeros + behind - (width - 1))) & ((1 << behind) - 1)
+    part = (fraction >> (behind - segment_bits - interp_bits)) & ((1 << interp_bits) - 1)
+    # An even count of zeros leaves v in [2, 4), the upper half of the table.
+    index = ((1 - (zeros & 1)) << segment_bits) | (fraction >> (behind - segment_bits))
     return table[index, 0] - ((table[index, 1] * part) >> interp_bits), zeros >> 1

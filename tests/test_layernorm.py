@@ -63,6 +63,22 @@ def test_codes_are_those_of_float64(channels: int, affine: str) -> None:
     assert (difference == 0).mean() >= 0.995
 
 
+@pytest.mark.parametrize("table_bits", [4, 9])
+def test_a_table_finer_than_the_variance(table_bits: int) -> None:
+    """The smallest unit: D has 8 bits, fewer than the 8 + 10 behind its leading one that the table takes."""
+    spec = LayerNormSpec(max_channels=1, in_bits=4, max_shift=0, eps_bits=8, table_bits=table_bits)
+    assert spec.variance_bits == 8
+    column = np.zeros(1, int)
+    for eps in range(1, 256):
+        params = LayerNormParams(
+            zero_point=0, eps=eps, point=9, shift=column, gain=column, offset=column
+        )
+        root = int(layernorm_trace(column, spec, params).rsqrt[0])
+        assert [root] == reference.layernorm([[0]], spec, params)["rsqrt"]
+        k = (8 - eps.bit_length()) // 2
+        assert abs(root * (eps * 4**k / 64) ** 0.5 / 2**14 - 1) < 2 ** -min(2 * table_bits + 1, 12)
+
+
 def test_a_constant_row_is_beta() -> None:
     spec = LayerNormSpec()
     for name, codes, params in corner_rows(spec):

@@ -46,7 +46,9 @@ def test_sixteen_bits_are_enough() -> None:
 def test_errors() -> None:
     spec, one = RequantSpec(), np.array([1 << 15])
     good = RequantParams(multiplier=one, shift=np.array([3]), zero_point=0)
-    with pytest.raises(TypeError, match=r"^Accumulators must be an array of integers, not float64$"):
+    with pytest.raises(
+        TypeError, match=r"^Accumulators must be an array of integers, not float64$"
+    ):
         requantise(np.zeros(1), spec, good)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^Accumulators must fit in 32 bits with sign, not "):
         requantise(np.array([1 << 31]), spec, good)
