@@ -199,7 +199,8 @@ class _Unit:
 
     def total(self, codes: Ints, v: Ints, parity: int) -> Ints:
         """``sum_i v_i << shift(c_i)`` over the codes of one parity (base 2: over all)."""
-        legal = self.bounds[("even_weights", "odd_weights")[parity]]
+        name = ("even", "odd")[parity]
+        legal = self.bounds[f"{name}_weights"]
         # The codes are known to be within the table: "wrap" is the quickest way not to check again.
         weight = scratch("attend.weight", codes.shape, np.int32)
         self.tables[parity].take(codes, mode="wrap", out=weight)
@@ -212,7 +213,8 @@ class _Unit:
         # Every partial sum is at most the row's weights times the largest |v|.
         value = self.bounds["value"]
         largest = legal.high * -value.low
-        out = scratch(f"attend.{parity}", (*codes.shape[:-1], v.shape[-1]), np.int64)
+        kind = narrowest(self.bounds[name] | Interval.of_bits(32, signed=True))
+        out = scratch(f"attend.{name}", (*codes.shape[:-1], v.shape[-1]), kind)
         return exact_matmul(weight, v, self.bounds["weight"], value, partial=largest, out=out)
 
     def acc(self, codes: Ints, v: Ints) -> tuple[Ints, Ints | None, Ints]:
@@ -221,7 +223,7 @@ class _Unit:
         if self.spec.per_octave == 1:
             return even, None, even  # within its bound, as the row's weights are
         odd = self.total(codes, v, 1)
-        acc = even + rounding_shift(odd * SQRT2, SQRT2_BITS)
+        acc = even + rounding_shift(odd.astype(np.int64) * SQRT2, SQRT2_BITS)
         if not self.bounds["acc"].holds(acc):
             span = f"{int(acc.min())} to {int(acc.max())}"
             raise ValueError(f"Codes must be a softmax's, not lead to accumulators from {span}")
@@ -251,9 +253,8 @@ def attend_trace(codes: Ints, v: Ints, spec: AttendSpec, params: RequantParams) 
     """:func:`attend` with every intermediate value."""
     unit, c, values, shape = _attend(codes, v, spec, params)
     even, odd, acc = unit.acc(c, values)
-    odd = np.zeros_like(even) if odd is None else odd
-    code = unit.rescale(acc).astype(np.int64)
-    return AttendTrace(*(x.reshape(shape).copy() for x in (even, odd, acc, code)))
+    parts = (even, np.zeros_like(even) if odd is None else odd, acc, unit.rescale(acc))
+    return AttendTrace(*(part.astype(np.int64).reshape(shape) for part in parts))
 
 
 def attend(codes: Ints, v: Ints, spec: AttendSpec, params: RequantParams) -> Ints:
