@@ -95,6 +95,16 @@ class Bundle:
         """Hash of the manifest, which holds the hashes of everything else."""
         return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
 
+    def units(self) -> dict[str, Any]:
+        """``specs``; UserError where there are none, because the preset is for the golden model alone."""
+        if not self.specs:
+            preset = self.manifest["preset"]
+            raise UserError(
+                f"Bundle {self.path.name!r} has nothing for hardware: preset {preset!r} is for the golden "
+                "model alone."
+            )
+        return self.specs
+
     def layer(self, name: str) -> Layer:
         """Return the layer of this name; UserError for an unknown one."""
         for layer in self.layers:

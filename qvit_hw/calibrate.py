@@ -2,12 +2,14 @@
 """``calibrate``: observe a float ViT on images and freeze it into a bundle of integers.
 
 The vectors come from images that were not calibrated on: their integers are recorded inside the
-calibrated model, and the golden model alone turns them into outputs. Float only judges.
+calibrated model, and the golden model alone turns them into outputs. Float only judges. The bundle of a
+preset that is for the golden model alone has no vectors and no specs of units.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from golden.vit import VitModel
 from qvit_hw.allocation import allocate, check_score
 from qvit_hw.budget import WEIGHT_BITS, parse_budget
 from qvit_hw.bundle_writer import LayerData, check_target, write_bundle
@@ -25,6 +28,9 @@ from qvit_hw.calibrated import CalibratedModel
 from qvit_hw.calibration import prepare
 from qvit_hw.errors import UserError
 from qvit_hw.export import export
+from qvit_hw.fqvit_grids import FqCalibrated, pack_fqvit
+from qvit_hw.fqvit_observation import check_network
+from qvit_hw.fqvit_plan import calibrate_fqvit, check_options
 from qvit_hw.models import LoadedModel, load_model
 from qvit_hw.models.images import load_images
 from qvit_hw.network import LayerNorm, Network, Node, Scores, split_heads
@@ -37,6 +43,7 @@ from qvit_hw.references import (
     layernorm_vectors,
     softmax_metrics,
     softmax_vectors,
+    sqnr,
 )
 from qvit_hw.stored_plan import pack_plan
 
@@ -80,12 +87,24 @@ def run(
     out = Path(out)
     chosen = adapt(find_preset(preset), weights, reparam, bias_correction)
     layernorm_spec = chosen.layernorm_spec(affine)
+    if chosen.golden_only:
+        check_options(
+            {
+                "--affine shift": affine != "dyadic",
+                "--budget": budget is not None,
+                "--weights": weights not in (None, "minmax"),
+                "--reparam": bool(reparam),
+                "--bias-correction": bias_correction,
+            }
+        )
     make_observer(observer, "probe")
     check_score(score)
     wanted = None if budget is None else parse_budget(budget)
     check_target(out)
     loaded = load_model(model, checkpoint=checkpoint, pretrained=pretrained, image_size=image_size)
     network = loaded.network
+    if chosen.golden_only:
+        check_network(network)
     channels = max(node.gamma.numel() for node in network if isinstance(node, LayerNorm))
     _check_rows(model, "channels", channels, layernorm_spec.max_channels)
     tokens = max((row_length(network, node) for node in network.of("softmax")), default=1)
@@ -109,19 +128,31 @@ def run(
             return advance
 
         pixels = torch.tensor(seen_images)
-        prepared = prepare(network, pixels, chosen, observer, affine, watch)
         allocation = None
-        if wanted is not None:
-            tried = watch("widths", len(WEIGHT_BITS))
-            allocation = allocate(network, pixels, chosen, prepared.build, wanted, score, tried)
-        calibrated = prepared.finish(None if allocation is None else allocation.bits, watch)
-        nodes = export(network, calibrated.plan)
-        layers = build_layers(
-            calibrated,
-            torch.tensor(vectors),
-            watch("golden vectors", len(network.of("layernorm", "softmax"))),
-        )
-        plan, scales = pack_plan(calibrated.plan)
+        contents: dict[str, Any] = {"specs": {}, "layers": []}
+        if chosen.golden_only:
+            made = calibrate_fqvit(network, pixels, observer, loaded.mean, watch=watch)
+            contents["nodes"] = made.nodes
+            contents["plan"], contents["scales"] = pack_fqvit(made)
+            summary = partial(_print_golden_only, made, loaded, vectors, out)
+        else:
+            prepared = prepare(network, pixels, chosen, observer, affine, watch)
+            if wanted is not None:
+                tried = watch("widths", len(WEIGHT_BITS))
+                allocation = allocate(network, pixels, chosen, prepared.build, wanted, score, tried)
+            calibrated = prepared.finish(None if allocation is None else allocation.bits, watch)
+            contents["nodes"] = export(network, calibrated.plan)
+            contents["plan"], contents["scales"] = pack_plan(calibrated.plan)
+            contents["specs"] = {
+                "layernorm": calibrated.plan.layernorm_spec,
+                "softmax": calibrated.plan.softmax_spec,
+            }
+            contents["layers"] = layers = build_layers(
+                calibrated,
+                torch.tensor(vectors),
+                watch("golden vectors", len(network.of("layernorm", "softmax"))),
+            )
+            summary = partial(_print_summary, calibrated, layers, prepared.seen, out)
     write_bundle(
         out,
         model={
@@ -137,21 +168,14 @@ def run(
         images={
             "source": "bundled" if images is None else Path(images).name,
             "calibration": len(seen_images),
-            "vectors": len(vectors),
+            "vectors": len(vectors) if contents["layers"] else 0,
         },
-        specs={
-            "layernorm": calibrated.plan.layernorm_spec,
-            "softmax": calibrated.plan.softmax_spec,
-        },
-        layers=layers,
-        nodes=nodes,
         input_size=loaded.input_size,
-        plan=plan,
-        scales=scales,
+        **contents,
     )
     if allocation is not None:
         Console().print(allocation.table())
-    _print_summary(calibrated, layers, prepared.seen, out)
+    summary()
     return 0
 
 
@@ -268,6 +292,19 @@ def _softmax_layer(
         metrics=softmax_metrics(rows, golden, reference, v.reshape(-1, *v.shape[-2:]), spec),
         extra={"heads": int(scores.shape[-3]), "tokens": int(scores.shape[-2])},
     )
+
+
+def _print_golden_only(
+    made: FqCalibrated, loaded: LoadedModel, images: np.ndarray, out: Path
+) -> None:
+    """Print how far the golden model is from float on images that were not calibrated on."""
+    golden = VitModel(made.nodes, loaded.input_size)
+    exact = loaded.network.run(torch.tensor(images)).double().numpy()
+    quality = sqnr(exact, made.values(golden.output, golden(images)))
+    told = "exact" if quality is None else f"{quality:.2f} dB"
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"{out.name}: {len(made.nodes)} nodes for the golden model, none for hardware")
+    console.print(f"output of {len(images)} other images against float: {told}")
 
 
 def _print_summary(

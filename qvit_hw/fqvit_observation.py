@@ -24,19 +24,12 @@ from qvit_hw.quantize import PtfGrid, PtfSearch
 
 __all__ = ["FqObservations", "check_network", "feeds_gelu", "is_head", "observe_fqvit"]
 
-KNOWN = {
-    "patch_embed",
-    "embed",
-    "layernorm",
-    "linear",
-    "scores",
-    "softmax",
-    "attend",
-    "gelu",
-    "residual",
-    "select",
+UNKNOWN = {
+    "start": "a LayerNorm before its blocks",
+    "merge": "merged tokens",
+    "pool": "an average of tokens",
 }
-"""Operators that FQ-ViT's ViT has."""
+"""Operators that FQ-ViT's ViT has not, in words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,19 +45,22 @@ class FqObservations:
 
 def check_network(network: Network) -> None:
     """Raise UserError for a network that FQ-ViT's ViT has no arithmetic for."""
+    found: list[tuple[str, str]] = []
     for node in network:
-        why = None
-        if node.op not in KNOWN:
-            why = f"a {node.op}"
-        elif isinstance(node, Scores) and (node.windows is not None or node.bias is not None):
-            why = "attention by windows"
-        elif isinstance(node, Select) and network.kind(node) == "stream":
-            why = "tokens without a LayerNorm"
-        if why is not None:
-            raise UserError(
-                f"Preset 'fqvit' is for ViT, DeiT and DINOv2 with a class token, not for {why}, "
-                f"as {node.name!r} is."
-            )
+        if isinstance(node, Scores) and (node.windows is not None or node.bias is not None):
+            found.insert(
+                0, ("attention by windows", node.name)
+            )  # says more than the rest of a Swin
+            break
+        if isinstance(node, Select) and network.kind(node) == "stream":
+            found.append(("tokens without a LayerNorm", node.name))
+        elif node.op in UNKNOWN:
+            found.append((UNKNOWN[node.op], node.name))
+    if found:
+        raise UserError(
+            "Preset 'fqvit' is for ViT, DeiT and DINOv2 with a class token, not for a network with "
+            f"{found[0][0]} ({found[0][1]!r})."
+        )
 
 
 def is_head(network: Network, node: Node) -> bool:

@@ -248,7 +248,7 @@ def _specs(bundle: Path | None) -> dict[str, Any]:
         return {"layernorm": LayerNormSpec(), "softmax": SoftmaxSpec()}
     from qvit_hw.bundle import load_bundle
 
-    return dict(load_bundle(bundle).specs)
+    return dict(load_bundle(bundle).units())
 
 
 def _write(out: Path, files: dict[str, str]) -> None:

@@ -96,7 +96,7 @@ def run(
         raise UserError(f"Seed must be at least 0, not {seed!r}.")
     check_folder(out)
     loaded = load_bundle(bundle)
-    units = load_rtl(rtl, loaded.specs, allow_modified=allow_modified)
+    units = load_rtl(rtl, loaded.units(), allow_modified=allow_modified)
     operators = select(op, tuple(units))
     tools = find_tools(simulator)
     tasks: list[_Task] = []
