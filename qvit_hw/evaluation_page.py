@@ -106,7 +106,7 @@ def _headline(found: Evaluation) -> dict[str, str]:
     pair = found.between("golden", "float")
     if pair.sqnr_db is None:
         return {"number": "Exact", "of": "outputs in integers are those in float"}
-    what = "the outputs" if found.examples else "the features"
+    what = "the features" if pair.same is None else "the outputs"
     return {"number": _db(pair.sqnr_db), "of": f"{what} in integers against float"}
 
 

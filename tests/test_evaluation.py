@@ -165,6 +165,13 @@ def test_the_page_of_features_tells_decibels_and_no_accuracy():
     assert "Model 'sample' has no classifier." in page.text
 
 
+def test_the_page_of_a_classifier_without_labels_tells_decibels_of_outputs():
+    found, labelled = sample(labelled=False), sample()
+    page = Page(render(replace(found, agreements=labelled.agreements), pictures()))
+    assert "19.2 dB the outputs in integers against float" in page.text
+    assert "same first guess as float – 99.16 %" in page.text
+
+
 def test_the_page_says_what_is_apart():
     text = render(sample(blocks=4, differing=300), pictures())
     page = Page(text)
