@@ -45,9 +45,11 @@ def softmax_params(scores: Grid, spec: FqSoftmaxSpec | None = None) -> FqSoftmax
 
     UserError where its polynomial has no integers at the grid's scale, or none that ``spec`` can hold.
     """
+    scale = Fraction(scores.scale)
     try:
-        params = fqvit.softmax_params(Fraction(scores.scale))
+        params = fqvit.softmax_params(scale)
         params.check(spec or FqSoftmaxSpec())
-        return params
     except ValueError as error:
-        raise UserError(f"FQ-ViT's softmax does not suit this layer: {error}.") from error
+        fault = str(error).replace(repr(scale), f"{scores.scale:.4g}")
+        raise UserError(f"FQ-ViT's softmax does not suit this layer: {fault}.") from error
+    return params
