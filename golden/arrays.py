@@ -20,14 +20,23 @@ import numpy.typing as npt
 from golden.bounds import Interval
 from golden.fixedpoint import Ints
 
-__all__ = ["Params", "blocks", "constant", "fitting", "narrowest", "scratch", "tiled", "whole"]
+__all__ = [
+    "BLOCK",
+    "Params",
+    "blocks",
+    "constant",
+    "fitting",
+    "narrowest",
+    "rows_for",
+    "scratch",
+    "tiled",
+    "whole",
+]
 
 T = TypeVar("T")
 
 BLOCK = 1 << 18
 """Elements of a block: two megabytes of 64-bit integers."""
-
-
 LENGTH = 1 << 13
 """Elements of NumPy's own buffer: an operand that is broadcast but as long as that is read in place."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Ints", "bit_length", "integer", "integers", "rounding_shift", "saturate"]
+__all__ = ["POWERS", "Ints", "bit_length", "integer", "integers", "rounding_shift", "saturate"]
 
 Ints = npt.NDArray[np.integer[Any]]
 

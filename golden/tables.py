@@ -15,7 +15,7 @@ from math import isqrt
 import numpy as np
 import numpy.typing as npt
 
-from golden.fixedpoint import Ints, bit_length
+from golden.fixedpoint import POWERS, Ints
 
 __all__ = ["exp2_table", "log2_table", "read_log2", "read_rsqrt", "rsqrt_table"]
 
@@ -88,7 +88,7 @@ def read_log2(x: Ints, table: npt.NDArray[np.int64], frac_bits: int) -> npt.NDAr
     What the table does not index is taken to be in the middle of its segment.
     """
     index_bits = len(table).bit_length() - 1
-    whole = bit_length(x) - 1
+    whole = np.searchsorted(POWERS, x, side="right") - 1  # the leading one
     aligned = (x.astype(np.int64) << index_bits) >> np.maximum(whole, 0)
     fraction: npt.NDArray[np.int64] = table[aligned & (len(table) - 1)]
     return (whole << frac_bits) + fraction
@@ -102,7 +102,7 @@ def read_rsqrt(
     k: half the leading zeros of x, rounded down; R: of v = x * 2**(2k - (width - 2)) in [1, 4).
     """
     segment_bits = len(table).bit_length() - 2
-    zeros = width - bit_length(x)
+    zeros = width - np.searchsorted(POWERS, x, side="right")  # the bit length
     # Behind the leading one come the segment and the place in it; a narrow x has zeros there.
     behind = max(width - 1, segment_bits + interp_bits)
     fraction = (x << (zeros + behind - (width - 1))) & ((1 << behind) - 1)
