@@ -7,10 +7,11 @@ programming. Scores:
 
 - ``error``: energy of the output's error with nothing but this quantiser on, relative to the output's.
   Measured, so it takes a run of the network for every quantiser and width.
-- ``relevance``: the same estimated from layer-wise relevance propagation (:mod:`qvit_hw.relevance`), a run
-  forward and one back.
+- ``gradient``: the same to first order, from gradients: a run forward and one back for every width.
+- ``relevance``: as fast, from layer-wise relevance propagation. It tells what the output consists of rather
+  than what an error does to it; of the three it chooses worst. See :mod:`qvit_hw.relevance`.
 
-That errors add up is the assumption of both: they are nearly independent while they are small.
+That errors add up is the assumption of all: they are nearly independent while they are small.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ from qvit_hw.budget import Budget, CostModel, cost_model
 from qvit_hw.calibrated import CalibratedModel
 from qvit_hw.errors import UserError
 from qvit_hw.network import IMAGE, Network
+from qvit_hw.plan import count_tokens
 from qvit_hw.presets import Preset
-from qvit_hw.relevance import relevance_errors
+from qvit_hw.relevance import gradient_errors, relevance_errors
 
 __all__ = [
     "SCORES",
     "SCORE_IMAGES",
+    "SCORE_TOKENS",
     "Allocation",
     "Build",
     "Losses",
@@ -55,8 +58,8 @@ Score = Callable[[CalibratedModel, Tensor, Collection[str]], dict[str, float]]
 Losses = Mapping[str, Mapping[int, float]]
 """{name: {width: score}}."""
 
-SCORE_IMAGES = 8
-"""Scores come from so many of the calibration images."""
+SCORE_IMAGES, SCORE_TOKENS = 8, 2048
+"""Scores come from so many of the calibration images, or as many more as it takes for so many tokens."""
 CELLS = 1 << 17
 """Resolution of the knapsack where costs have no common divisor that is coarse enough."""
 
@@ -122,16 +125,19 @@ def allocate(
 ) -> Allocation:
     """Choose the widths of layers and tensors of a network under a budget.
 
-    build: is called once per width, with all names at that width.  images: uint8, the first SCORE_IMAGES
-    are used.  progress: is called with 1 after each width. UserError where the budget cannot be met.
+    build: is called once per width, with all names at that width.  images: uint8, the first
+    ones are used, see SCORE_IMAGES.  progress: is called with 1 after each width. UserError where the
+    budget cannot be met.
     """
     rate = SCORES[check_score(score)]
     model = cost_model(budget.kind, network, preset)
     _check_least(budget, model)
+    tokens = count_tokens(network, network.of("patch_embed")[0].name)
+    shown = images[: max(SCORE_IMAGES, SCORE_TOKENS // tokens)]
     losses: dict[str, dict[int, float]] = {name: {} for name in model.choices}
     for width in sorted({bits for each in model.choices.values() for bits in each}):
         trial = {name: width for name, each in model.choices.items() if width in each}
-        for name, loss in rate(build(trial), images[:SCORE_IMAGES], trial).items():
+        for name, loss in rate(build(trial), shown, trial).items():
             losses[name][width] = loss
         if progress is not None:
             progress(1)
@@ -196,7 +202,11 @@ def _drop(network: Network, place: int, tensors: dict[str, Tensor]) -> None:
             del tensors[name]
 
 
-SCORES: dict[str, Score] = {"error": output_errors, "relevance": relevance_errors}
+SCORES: dict[str, Score] = {
+    "error": output_errors,
+    "gradient": gradient_errors,
+    "relevance": relevance_errors,
+}
 """Scores by the names that users know them by."""
 
 

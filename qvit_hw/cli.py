@@ -200,7 +200,7 @@ def calibrate(
         ),
     ] = None,
     score: Annotated[
-        str, typer.Option(help="Of widths, under a budget: error or relevance.")
+        str, typer.Option(help="Of widths, under a budget: error, gradient or relevance.")
     ] = "error",
 ) -> int:
     """Observe a float model on images and freeze it into a bundle of integers."""
