@@ -359,6 +359,20 @@ def report(
 
 
 @app.command()
+def export(
+    bundle: Annotated[Path, typer.Option(help="Folder that calibrate wrote.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(help="File *.onnx, or folder for npy and hex.", show_default=False)
+    ],
+    format: Annotated[
+        str, typer.Option(help="onnx (QDQ), onnx-integer (bit exact), npy or hex.")
+    ] = "onnx",
+) -> int:
+    """Write the bundle's network for other programs: ONNX, or every tensor in a file of its own."""
+    return _run("interchange", bundle=bundle, out=out, format=format)
+
+
+@app.command()
 def demo(
     model: Annotated[str, typer.Option(help="Model to take through all steps.")] = "digits",
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = _DEMO,
