@@ -83,7 +83,7 @@ class PatchEmbed(Node):
     patch: int
     channels: int
 
-    def forward(self, *inputs: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, *inputs: Tensor) -> Tensor:
         kernel = self.weight.reshape(-1, self.channels, self.patch, self.patch)
         out = functional.conv2d(inputs[0], kernel, self.bias, stride=self.patch)
         return out.flatten(2).transpose(1, 2)
@@ -101,7 +101,7 @@ class Embed(Node):
     positions: Tensor
     prefix: Tensor
 
-    def forward(self, *inputs: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, *inputs: Tensor) -> Tensor:
         x = inputs[0] + self.positions
         return torch.cat([self.prefix.expand(len(x), -1, -1), x], dim=1)
 
@@ -115,7 +115,7 @@ class LayerNorm(Node):
     beta: Tensor
     eps: float
 
-    def forward(self, *inputs: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, *inputs: Tensor) -> Tensor:
         return functional.layer_norm(inputs[0], self.gamma.shape, self.gamma, self.beta, self.eps)
 
 
@@ -127,7 +127,7 @@ class Linear(Node):
     weight: Tensor
     bias: Tensor
 
-    def forward(self, *inputs: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, *inputs: Tensor) -> Tensor:
         return functional.linear(inputs[0], self.weight, self.bias)
 
 
@@ -164,7 +164,7 @@ class Scores(Node):
 
     LOG2E: ClassVar[float] = 1.4426950408889634
 
-    def forward(self, *inputs: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, *inputs: Tensor) -> Tensor:
         q, k, _ = split_heads(inputs[0], self.heads, self.windows).unbind(0)
         scores = (q * self.scale) @ k.transpose(-2, -1)
         if self.bias is not None:
@@ -182,7 +182,7 @@ class Softmax(Node):
     op = "softmax"
     mask: Tensor | None = None
 
-    def forward(self, *inputs: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, *inputs: Tensor) -> Tensor:
         scores = inputs[0]
         if self.mask is not None:
             scores = scores.masked_fill(self.mask[:, None], float("-inf"))
@@ -197,7 +197,7 @@ class Attend(Node):
     heads: int
     windows: Tensor | None = None
 
-    def forward(self, *inputs: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, *inputs: Tensor) -> Tensor:
         v = split_heads(inputs[1], self.heads, self.windows)[2]
         return join_heads(inputs[0] @ v, self.windows)
 
@@ -209,7 +209,7 @@ class Activation(Node):
     op = "gelu"
     function: str
 
-    def forward(self, *inputs: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, *inputs: Tensor) -> Tensor:
         return FUNCTIONS[self.function](inputs[0])
 
 
@@ -219,7 +219,7 @@ class Residual(Node):
 
     op = "residual"
 
-    def forward(self, *inputs: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0] + inputs[1]
 
 
@@ -229,7 +229,7 @@ class Start(Node):
 
     op = "start"
 
-    def forward(self, *inputs: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0]
 
 
@@ -240,7 +240,7 @@ class Merge(Node):
     op = "merge"
     index: Tensor
 
-    def forward(self, *inputs: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, *inputs: Tensor) -> Tensor:
         x = inputs[0]
         return x[:, self.index.flatten()].reshape(len(x), len(self.index), -1)
 
@@ -252,7 +252,7 @@ class Select(Node):
     op = "select"
     tokens: tuple[int, ...]
 
-    def forward(self, *inputs: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0][:, list(self.tokens)].flatten(1)
 
 
@@ -263,7 +263,7 @@ class Pool(Node):
     op = "pool"
     first: int
 
-    def forward(self, *inputs: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0][:, self.first :].mean(dim=1)
 
 

@@ -197,7 +197,7 @@ def test_score_bits_grow_with_the_scores():
 
 def test_bits_of_single_tensors():
     network = lower(tiny_vit(), MEAN, STD)
-    twin, seen = calibrated(tiny_vit())
+    _, seen = calibrated(tiny_vit())
     bits = {"blocks.0.mlp.fc1.weight": 4, "blocks.1.attn.qkv": 6, "blocks.0.mlp.act": 5}
     plan = make_plan(network, seen, find_preset("default"), bits=bits)
     assert np.abs(plan.weights["blocks.0.mlp.fc1"].codes).max() == 7

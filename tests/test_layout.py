@@ -290,7 +290,10 @@ def test_the_readme_names_commands_and_options_that_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     known = commands()
     lines = re.findall(r"^qvit-hw ([a-z]+) +(--.*)$", text, re.MULTILINE)
-    assert [name for name, _ in lines] == ["calibrate", "generate", "simulate", "report"]
+    assert [name for name, _ in lines] == [
+        *("calibrate", "evaluate", "export"),
+        *("generate", "simulate", "report"),
+    ]
     for name, rest in lines:
         assert set(re.findall(r"--[a-z-]+", rest)) <= known[name]
     assert "--waves" in known["simulate"]
