@@ -57,7 +57,9 @@ from qvit_hw.network import (
 __all__ = ["EPSILON", "RULES", "Relevance", "gradient_errors", "propagate", "relevance_errors"]
 
 EPSILON = 1e-4
-"""The epsilon of linear layers, in units of the root mean square of the layer's output."""
+"""The epsilon of linear layers, in units of the root mean square of the layer's output, per image."""
+BATCH = 4
+"""Images at once; every tensor of them is kept."""
 Rule = Callable[[Node, Sequence[Tensor]], Tensor]
 
 
@@ -82,7 +84,7 @@ def damped(out: Tensor, factor: Tensor | float) -> Tensor:
 def _linear(node: Node, inputs: Sequence[Tensor]) -> Tensor:
     out = node.forward(*inputs)
     size = out.detach().abs()
-    epsilon = EPSILON * size.square().mean().sqrt()
+    epsilon = EPSILON * size.square().mean(dim=list(range(1, size.ndim)), keepdim=True).sqrt()
     return damped(out, size / (size + epsilon).clamp_min(1e-30))
 
 
@@ -153,9 +155,9 @@ def relevance_errors(
     """What each of these quantisers alone takes from the output's relevance, squared; see the module."""
     network = calibrated.network
     errors = dict.fromkeys(names, 0.0)
-    for image in images.split(1):  # every tensor is kept
-        relevance = propagate(network, image, rules)
-        values = {**relevance.values, IMAGE: image.float()}
+    for part in images.split(BATCH):
+        relevance = propagate(network, part, rules)
+        values = {**relevance.values, IMAGE: part.float()}
         for name in names:
             node = network[name.removesuffix(".weight")]
             with torch.no_grad():
