@@ -133,7 +133,8 @@ class _Lowering:
         name = self.graph.fresh(what)
         integers = self.graph.constant(np.asarray(codes).astype(kind), f"{name}{CODES}")
         step = np.asarray(scale, np.float32)
-        zeros = [np.full(step.shape, zero, kind)] if zero else []
+        # onnxruntime 1.20 fails on fused weights without zero points; int32 must not have any.
+        zeros = [] if kind == np.int32 else [np.full(step.shape, zero, kind)]
         axes = {"axis": axis} if step.ndim else {}
         return self.add("DequantizeLinear", integers, step, *zeros, name=name, **axes)
 
