@@ -211,6 +211,8 @@ def _speeds(bench: Bench, effort: Effort, origin: Origin, watch: Watch) -> tuple
     images = bench.data.images([place % len(bench.data) for place in range(effort.batch)])
     request = {
         "bundle": str(origin.bundle.resolve()),
+        "name": bench.subject.loaded.name,
+        "image_size": bench.subject.image_size,
         "checkpoint": None if origin.checkpoint is None else str(origin.checkpoint.resolve()),
         "pretrained": origin.pretrained,
     }

@@ -73,12 +73,11 @@ class Subject:
     def load(cls, bundle: Bundle, *, checkpoint: Path | None, pretrained: bool) -> Subject:
         """Return the models of a bundle; UserError where its model is another one."""
         about = bundle.manifest["model"]
-        _, height, width = bundle.network.input_size
         loaded = load_model(
             str(about.get("name")),
             checkpoint=checkpoint,
             pretrained=pretrained,
-            image_size=height if height == width else None,
+            image_size=_square(bundle.network.input_size),
         )
         calibrated = rebuild(bundle, loaded.network)
         if weight_error(calibrated) > OTHER_WEIGHTS:
@@ -87,6 +86,11 @@ class Subject:
                 f"{loaded.source}: give the --checkpoint or --pretrained that it was calibrated with."
             )
         return cls(loaded, calibrated, bundle.network)
+
+    @property
+    def image_size(self) -> int | None:
+        """Height and width in pixels; None if they differ."""
+        return _square(self.golden.input_size)
 
     @property
     def network(self) -> Network:
@@ -119,6 +123,11 @@ class Subject:
     def calibrated_outputs(self, images: Pixels, active: Collection[str] | None = None) -> Floats:
         """Outputs [B, K] of the calibrated model with these quantisers (None: all of them)."""
         return np.asarray(self.calibrated.run(torch.tensor(images), active).double().numpy())
+
+
+def _square(input_size: tuple[int, int, int]) -> int | None:
+    _, height, width = input_size
+    return height if height == width else None
 
 
 def weight_error(calibrated: CalibratedModel) -> float:

@@ -35,8 +35,9 @@ def measure(model: str, images: Pixels, request: dict[str, Any]) -> dict[str, An
     """Return the fields of :class:`qvit_hw.evaluation.Speed` for a model of MODELS.
 
     images: uint8 [B, C, H, W], the batch; the first one is the single image.  request: "bundle" (path), and
-    for the models in torch "checkpoint" (path or null) and "pretrained". RuntimeError with what
-    the process said if it failed.
+    of the float model "name", "image_size", "checkpoint" (path or None) and "pretrained".
+
+    RuntimeError with what the process said if it failed.
     """
     with tempfile.TemporaryDirectory(prefix="qvit-") as folder:
         path = Path(folder) / "images.npy"
@@ -58,8 +59,7 @@ def measure(model: str, images: Pixels, request: dict[str, Any]) -> dict[str, An
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     """What the process of its own does."""
     images = np.load(request["images"], allow_pickle=False)
-    load = _golden if request["model"] == "golden" else _torch
-    run, idle = load(request)
+    run, idle = _LOAD[request["model"]](request)
     one, batch = _seconds(lambda: run(images[:1])), _seconds(lambda: run(images))
     return {
         "model": request["model"],
@@ -85,33 +85,46 @@ def _golden(request: dict[str, Any]) -> Loaded:
     return VitModel.from_bundle(Path(request["bundle"])), idle
 
 
-def _torch(request: dict[str, Any]) -> Loaded:
+def _float(request: dict[str, Any]) -> Loaded:
     import torch
 
-    from qvit_hw.bundle import load_bundle
-    from qvit_hw.measuring import Subject
+    from qvit_hw.models import load_model
     from qvit_hw.models.images import normalise
 
     idle = _peak()
-    checkpoint = request["checkpoint"]
-    subject = Subject.load(
-        load_bundle(Path(request["bundle"])),
-        checkpoint=None if checkpoint is None else Path(checkpoint),
-        pretrained=request["pretrained"],
-    )
-    if request["model"] == "calibrated":
-        return lambda images: subject.calibrated.run(torch.tensor(images)), idle
-
-    modules: Iterable[Any] = subject.loaded.model.modules()
+    loaded = load_model(request["name"], image_size=request["image_size"], **_weights(request))
+    modules: Iterable[Any] = loaded.model.modules()
     for module in modules:
         if hasattr(module, "fused_attn"):
             module.fused_attn = True  # as timm has it, where nobody wants to see the scores
 
     @torch.no_grad()
     def run(images: Pixels) -> Any:
-        return subject.loaded.model(normalise(images, subject.loaded))
+        return loaded.model(normalise(images, loaded))
 
     return run, idle
+
+
+def _calibrated(request: dict[str, Any]) -> Loaded:
+    import torch
+
+    from qvit_hw.bundle import load_bundle
+    from qvit_hw.measuring import Subject
+
+    idle = _peak()
+    subject = Subject.load(load_bundle(Path(request["bundle"])), **_weights(request))
+    return lambda images: subject.calibrated.run(torch.tensor(images)), idle
+
+
+def _weights(request: dict[str, Any]) -> dict[str, Any]:
+    path = request["checkpoint"]
+    return {
+        "checkpoint": None if path is None else Path(path),
+        "pretrained": request["pretrained"],
+    }
+
+
+_LOAD = {"float": _float, "calibrated": _calibrated, "golden": _golden}
 
 
 def _seconds(run: Callable[[], Any]) -> float:

@@ -148,7 +148,8 @@ def test_digits_keep_their_accuracy(bundle):
 def test_time_and_memory_are_measured_in_processes_of_their_own(bundle):
     """The golden model's has no torch in it."""
     images = digits_images("test")[0][:2]
-    request = {"bundle": str(bundle), "checkpoint": None, "pretrained": False}
+    request = {"bundle": str(bundle), "name": "digits", "image_size": 8}
+    request |= {"checkpoint": None, "pretrained": False}
     found = {model: timing.measure(model, images, request) for model in MODELS}
     for model, answer in found.items():
         assert answer["model"] == model
@@ -157,6 +158,7 @@ def test_time_and_memory_are_measured_in_processes_of_their_own(bundle):
         assert 0 < answer["batch"] < 60
         assert 0 < answer["idle"] <= answer["peak"]
     assert found["golden"]["idle"] < found["float"]["idle"] / 2
+    assert found["golden"]["peak"] < found["float"]["peak"] / 2
 
 
 def test_a_process_that_fails_is_told(tmp_path):
