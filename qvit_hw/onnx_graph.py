@@ -27,7 +27,7 @@ from qvit_hw.errors import MissingTool, UserError
 __all__ = ["BATCH", "INSTALL", "IR_VERSION", "OPSET", "Graph", "Value", "load_onnx", "lower_nodes"]
 
 OPSET = 21
-"""The first opset whose quantisers have 16 bits; onnxruntime has it from 1.18 on."""
+"""The first opset whose quantisers have 16 bits; tested with onnx 1.16 and onnxruntime 1.20 and newer."""
 IR_VERSION = 10
 """What came with that opset: a newer number would lock older runtimes out, for nothing."""
 BATCH = "batch"
