@@ -35,7 +35,6 @@ from qvit_hw.models import LoadedModel, load_model
 from qvit_hw.models.images import load_images
 from qvit_hw.network import LayerNorm, Network, Node, Scores, split_heads
 from qvit_hw.observation import Observations
-from qvit_hw.observers import make_observer
 from qvit_hw.plan import count_tokens
 from qvit_hw.presets import adapt, find_preset
 from qvit_hw.references import (
@@ -69,7 +68,7 @@ def run(
     image_size: int | None = None,
     images: Path | None = None,
     preset: str = "w8a8p4",
-    observer: str = "minmax",
+    observer: str | None = None,
     weights: str | None = None,
     reparam: float | None = None,
     bias_correction: bool = False,
@@ -85,7 +84,7 @@ def run(
     Raises UserError, with nothing written, for any input that will not do.
     """
     out = Path(out)
-    chosen = adapt(find_preset(preset), weights, reparam, bias_correction)
+    chosen = adapt(find_preset(preset), weights, reparam, bias_correction, observer)
     layernorm_spec = chosen.layernorm_spec(affine)
     if chosen.golden_only:
         check_options(
@@ -97,7 +96,6 @@ def run(
                 "--bias-correction": bias_correction,
             }
         )
-    make_observer(observer, "probe")
     check_score(score)
     wanted = None if budget is None else parse_budget(budget)
     check_target(out)
@@ -131,12 +129,12 @@ def run(
         allocation = None
         contents: dict[str, Any] = {"specs": {}, "layers": []}
         if chosen.golden_only:
-            made = calibrate_fqvit(network, pixels, observer, loaded.mean, watch=watch)
+            made = calibrate_fqvit(network, pixels, chosen.observer, loaded.mean, watch=watch)
             contents["nodes"] = made.nodes
             contents["plan"], contents["scales"] = pack_fqvit(made)
             summary = partial(_print_golden_only, made, loaded, vectors, out)
         else:
-            prepared = prepare(network, pixels, chosen, observer, affine, watch)
+            prepared = prepare(network, pixels, chosen, affine, watch)
             if wanted is not None:
                 tried = watch("widths", len(WEIGHT_BITS))
                 allocation = allocate(network, pixels, chosen, prepared.build, wanted, score, tried)
@@ -163,7 +161,7 @@ def run(
             "std": list(loaded.std),
         },
         preset=chosen.name,
-        observers={"activations": observer, "weights": chosen.weights}
+        observers={"activations": chosen.observer, "weights": chosen.weights}
         | ({} if allocation is None else {"allocation": allocation.record()}),
         images={
             "source": "bundled" if images is None else Path(images).name,

@@ -62,13 +62,12 @@ def prepare(
     network: Network,
     images: Tensor,
     preset: Preset,
-    observer: str = "minmax",
     affine: str = "dyadic",
     watch: Watch | None = None,
 ) -> Preparation:
     """Observe a float network on uint8 images."""
     count = len(images)
-    seen = observe(network, images, preset, observer, progress=_told(watch, "observing", 2 * count))
+    seen = observe(network, images, preset, progress=_told(watch, "observing", 2 * count))
     spec, _ = plan_softmax(seen.peaks, preset.softmax_spec())
     gains = attention_gains(network, images, spec, _told(watch, "gains of attention", count))
     moments = None
@@ -81,7 +80,6 @@ def calibrate_network(
     network: Network,
     images: Tensor,
     preset: Preset,
-    observer: str = "minmax",
     affine: str = "dyadic",
     bits: Mapping[str, int] | None = None,
     watch: Watch | None = None,
@@ -90,7 +88,7 @@ def calibrate_network(
 
     ``bits``: widths of single weights and tensors, see :func:`qvit_hw.plan.make_plan`.
     """
-    prepared = prepare(network, images, preset, observer, affine, watch)
+    prepared = prepare(network, images, preset, affine, watch)
     return prepared.finish(bits, watch), prepared.seen
 
 

@@ -171,8 +171,11 @@ def calibrate(
         str, typer.Option(help="Widths: w8a8p4, w8a8p5, w6a6, w4a8, w4a4 or fqvit.")
     ] = "w8a8p4",
     observer: Annotated[
-        str, typer.Option(help="minmax, ema, percentile, omse, kl, symkl or js.")
-    ] = "minmax",
+        str | None,
+        typer.Option(
+            help="Ranges by minmax, ema, percentile, omse, kl, symkl or js.  [default: the preset's]"
+        ),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(help="Rounding of weights: minmax, omse or gptq.  [default: the preset's]"),

@@ -64,12 +64,13 @@ def observe(
     network: Network,
     images: Tensor,
     preset: Preset,
-    observer: str = "minmax",
     batch: int = 8,
     progress: Progress | None = None,
 ) -> Observations:
     """Run ``images`` (uint8) through the float network twice and return what was seen.
 
+    The preset's observer is for tensors as wide as the codes between operators. A wider one has bits to
+    spare and keeps its extremes: the few values that a network can least do without.
     Raises UserError, with the tensor's name, for constant, NaN or infinite activations. ``progress``
     is called with the number of images done, which adds up to twice ``len(images)``.
     """
@@ -77,15 +78,25 @@ def observe(
     channels: dict[str, MinMaxObserver] = {}
     scores: dict[str, MinMaxObserver] = {}
     heads: dict[str, Scores] = {}
+
+    def watch(node: Node, axis: int | None = None) -> Observer:
+        bits = preset.act_bits
+        if network.kind(node) == "stream":
+            bits = preset.residual_bits
+        elif network.kind(node) == "features" and isinstance(node, Linear):
+            bits = preset.gelu_bits
+        chosen = preset.observer if bits <= preset.act_bits else "minmax"
+        return make_observer(chosen, node.name, axis, bits)
+
     for node in network:
         kind = network.kind(node)
         if kind in ("stream", "features") and node.op not in ("merge", "select"):
-            observers[node.name] = make_observer(observer, node.name)
+            observers[node.name] = watch(node)
         if isinstance(node, LayerNorm | Pool):
             channels[node.name] = MinMaxObserver(node.name, axis=-1)
         if isinstance(node, Scores):
             heads[node.inputs[0]] = node
-            observers[node.inputs[0]] = make_observer(observer, node.inputs[0], 0)
+            observers[node.inputs[0]] = watch(network[node.inputs[0]], 0)
             scores[node.name] = MinMaxObserver(node.name)
 
     def see(node: Node, out: Tensor) -> None:

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Presets: the widths, code bases and methods that calibration offers by name, in one table.
 
-====== ======= ====== ======== ===== ========== ======= ======= =====================================
-name   weights activ. residual GELU  attention  LN out  weights for
-       (bits)  (bits) (PTF)    input code       reparam by
-====== ======= ====== ======== ===== ========== ======= ======= =====================================
-w8a8p4 8       8      8        8     base 2, 4  no      minmax  the default: the smallest units
-w8a8p5 8       8      16       10    sqrt 2, 5  no      minmax  the most accurate
-w6a6   6       6      16       10    sqrt 2, 5  yes     gptq    smaller multipliers, no retraining
-w4a8   4       8      16       10    sqrt 2, 5  no      gptq    half the weight memory
-w4a4   4       4      16       10    sqrt 2, 5  yes     gptq    the limit of what calibration can do
-fqvit  8       8      8        10    base 2, 4  no      minmax  parity with FQ-ViT; golden model only
-====== ======= ====== ======== ===== ========== ======= ======= =====================================
+====== ======= ====== ======== ===== ========== ======= ======= ======== ===========================
+name   weights activ. residual GELU  attention  LN out  weights ranges   for
+       (bits)  (bits) (PTF)    input code       reparam by      by
+====== ======= ====== ======== ===== ========== ======= ======= ======== ===========================
+w8a8p4 8       8      8        8     base 2, 4  0       minmax  minmax   the smallest units: default
+w8a8p5 8       8      16       10    sqrt 2, 5  0.8     minmax  minmax   the most accurate
+w6a6   6       6      16       10    sqrt 2, 5  0.8     gptq    minmax   smaller multipliers
+w4a8   4       8      16       10    sqrt 2, 5  0.3     gptq    minmax   half the weight memory
+w4a4   4       4      16       10    sqrt 2, 5  0.8     gptq    omse     as small as it gets
+fqvit  8       8      8        10    base 2, 4  0       minmax  minmax   golden model only
+====== ======= ====== ======== ===== ========== ======= ======= ======== ===========================
 
 The first and the last layer (patch embedding and head) always have 8-bit weights: they are few, and what
 they lose nothing behind them can repair. In the presets below 8 bits the residual stream has 16 bits and
@@ -33,6 +33,7 @@ from golden.gelu import GeluSpec
 from golden.layernorm import LayerNormSpec
 from golden.softmax import SoftmaxSpec
 from qvit_hw.errors import UserError
+from qvit_hw.observers import OBSERVERS
 from qvit_hw.weights import METHODS
 
 __all__ = ["AFFINES", "DEFAULT", "PRESETS", "Preset", "adapt", "find_preset"]
@@ -49,7 +50,8 @@ class Preset:
     the head.  act_bits: codes between operators, q, k and v included, 4 to 8.  gelu_bits: input of the
     GELU table, 4 to 10.  residual_bits (8 to 16) and max_shift: PTF codes of the residual stream.  base,
     code_bits, score_bits, frac_bits: see :class:`SoftmaxSpec`.  reparam: LayerNorm's outputs get a scale per
-    channel, folded into the layer behind it.  weights: a method of :mod:`qvit_hw.weights`.
+    channel, folded into the layer behind it: 0 none, 1 each its own (see :mod:`qvit_hw.quantize`).
+    weights: a method of :mod:`qvit_hw.weights`.  observer: of :mod:`qvit_hw.observers`.
     correct_bias: see :mod:`qvit_hw.correction`.
     golden_only: computed by the golden model, but no Verilog is generated for it.
     """
@@ -67,6 +69,7 @@ class Preset:
     max_shift: int = 3
     reparam: float = 0.0
     weights: Literal["minmax", "omse", "gptq"] = "minmax"
+    observer: str = "minmax"
     correct_bias: bool = False
     golden_only: bool = False
 
@@ -95,16 +98,19 @@ class Preset:
         return GeluSpec(in_bits=self.gelu_bits, out_bits=self.act_bits)
 
 
-_FINE = Preset(name="w8a8p5", base="sqrt2", code_bits=5, gelu_bits=10, residual_bits=16)
+_FINE = Preset(
+    name="w8a8p5", base="sqrt2", code_bits=5, gelu_bits=10, residual_bits=16, reparam=0.8
+)
+_SMALL = replace(_FINE, weights="gptq")
 
 PRESETS = {
     preset.name: preset
     for preset in (
         Preset(name="w8a8p4"),
         _FINE,
-        replace(_FINE, name="w6a6", weight_bits=6, act_bits=6, reparam=True, weights="gptq"),
-        replace(_FINE, name="w4a8", weight_bits=4, weights="gptq"),
-        replace(_FINE, name="w4a4", weight_bits=4, act_bits=4, reparam=True, weights="gptq"),
+        replace(_SMALL, name="w6a6", weight_bits=6, act_bits=6),
+        replace(_SMALL, name="w4a8", weight_bits=4, reparam=0.3),
+        replace(_SMALL, name="w4a4", weight_bits=4, act_bits=4, observer="omse"),
         Preset(name="fqvit", gelu_bits=10, golden_only=True),
     )
 }
@@ -123,15 +129,19 @@ def adapt(
     weights: str | None = None,
     reparam: float | None = None,
     correct_bias: bool = False,
+    observer: str | None = None,
 ) -> Preset:
     """Return the preset with other methods; None and False leave the preset's. UserError for one unknown."""
     if weights is not None and weights not in METHODS:
         raise UserError(f"Weights must be one of {', '.join(METHODS)}, not {weights!r}.")
     if reparam is not None and not 0 <= reparam <= 1:
         raise UserError(f"Reparam must be 0 to 1, not {reparam!r}.")
+    if observer is not None and observer not in OBSERVERS:
+        raise UserError(f"Observer must be one of {', '.join(OBSERVERS)}, not {observer!r}.")
     return replace(
         preset,
         weights=preset.weights if weights is None else cast(Any, weights),
         reparam=preset.reparam if reparam is None else reparam,
         correct_bias=preset.correct_bias or correct_bias,
+        observer=observer or preset.observer,
     )

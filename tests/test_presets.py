@@ -9,7 +9,7 @@ import pytest
 from golden.layernorm import LayerNormSpec
 from qvit_hw import presets
 from qvit_hw.errors import UserError
-from qvit_hw.presets import AFFINES, DEFAULT, PRESETS, find_preset
+from qvit_hw.presets import AFFINES, DEFAULT, PRESETS, adapt, find_preset
 
 
 def table():
@@ -33,8 +33,9 @@ def columns(preset):
         str(preset.residual_bits),
         str(preset.gelu_bits),
         f"{base}, {preset.code_bits}",
-        "yes" if preset.reparam else "no",
+        f"{preset.reparam:g}",
         preset.weights,
+        preset.observer,
     ]
 
 
@@ -73,3 +74,19 @@ def test_find():
         find_preset("w2a2")
     with pytest.raises(UserError, match=r"^Affine must be one of dyadic, shift, not 'float'\.$"):
         find_preset("default").layernorm_spec("float")
+
+
+def test_adapt():
+    preset = find_preset("w4a4")
+    assert adapt(preset) == preset
+    assert not preset.correct_bias
+    changed = adapt(preset, "omse", 0.5, True, "kl")
+    assert changed == replace(preset, weights="omse", reparam=0.5, correct_bias=True, observer="kl")
+    assert adapt(changed).correct_bias  # it cannot be taken back
+    assert adapt(preset, reparam=0).reparam == 0
+    with pytest.raises(UserError, match=r"^Weights must be one of minmax, omse, gptq, not 'x'\.$"):
+        adapt(preset, weights="x")
+    with pytest.raises(UserError, match=r"^Reparam must be 0 to 1, not 1\.5\.$"):
+        adapt(preset, reparam=1.5)
+    with pytest.raises(UserError, match=r"^Observer must be one of minmax, .*, not 'mean'\.$"):
+        adapt(preset, observer="mean")
