@@ -19,7 +19,7 @@ Where this cannot be the program, or need not be:
 
 - Images are raw pixels, exact; standard deviations are in the weights when those are rounded. The program
   rounds normalised pixels to 8 bits (DeiT) or leaves them alone (ViT).
-- The input of GELU has 10 bits; there it is a float. Biases are whole accumulators; there, floats.
+- The input of GELU has the preset's bits; there it is a float. Biases are whole accumulators; there, floats.
 - Patches and positions are rounded once each, class and register tokens only as part of the stream. There the
   class token's position is rounded on its own, and patches and class token once more together.
 - Weights of the most negative code are -127 (golden.linear has no -128). The head's have one scale, and no

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """FQ-ViT as its authors wrote it: a float32 program that quantises and dequantises, for a lowered network.
 
-It shares nothing with qvit_hw.fqvit_plan but the float network: ranges, scales, zero points, PTF shifts and
-roundings are its own, codes are unsigned as theirs. ``Program.step`` computes one node from given integers,
-``Program.codes`` a whole network.
+It shares nothing with qvit_hw.fqvit_plan but the float network and the width of GELU's input: ranges,
+scales, zero points, PTF shifts and roundings are its own, codes are unsigned as theirs. ``Program.step``
+computes one node from given integers, ``Program.codes`` a whole network.
 
 Source: megvii-research/FQ-ViT, models/vit_quant.py, models/layers_quant.py, models/ptq.
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qvit_hw.network import IMAGE, LayerNorm, Linear, Network, Node, PatchEmbed, split_heads
+from qvit_hw.presets import find_preset
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Variant:
     scale a stream.  reach: of the largest weight, in codes.  levels: of softmax's codes.
     """
 
-    gelu_bits: int | None = 10
+    gelu_bits: int | None = find_preset("fqvit").gelu_bits
     ptf: bool = True
     reach: float = 127.5
     levels: int = 17
