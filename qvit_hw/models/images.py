@@ -22,7 +22,14 @@ from timm.data import create_transform
 from ..errors import UserError
 from .registry import LoadedModel
 
-__all__ = ["BUNDLED", "SUFFIXES", "load_images", "normalise"]
+__all__ = [
+    "BUNDLED",
+    "SUFFIXES",
+    "load_images",
+    "normalise",
+    "open_picture",
+    "picture_transform",
+]
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 BUNDLED = (
@@ -111,16 +118,16 @@ def _folder(folder: Path, model: LoadedModel, limit: int | None) -> tuple[np.nda
         raise UserError(f"Image folder {str(folder)!r} holds no image ({kinds}).")
     if limit is not None and limit < len(paths):
         paths = [paths[(2 * i + 1) * len(paths) // (2 * limit)] for i in range(limit)]
-    transform = _transform(model)
-    images = [transform(_open(path, model.input_size[0])) for _, path in paths]
+    transform = picture_transform(model)
+    images = [transform(open_picture(path, model.input_size[0])) for _, path in paths]
     return np.stack(images), [name for name, _ in paths]
 
 
 def _natural(model: LoadedModel, limit: int | None, split: Split) -> tuple[np.ndarray, list[str]]:
     count = len(BUNDLED) if limit is None else limit
     channels, height, width = model.input_size
-    transform = _transform(model)
-    pictures = [_open(_bundled_file(*where), channels) for where in BUNDLED[:count]]
+    transform = picture_transform(model)
+    pictures = [open_picture(_bundled_file(*where), channels) for where in BUNDLED[:count]]
     stems = [Path(path).stem for _, path in BUNDLED]
     rng = np.random.RandomState(_CROP_SEED[split])  # frozen stream: the same with every numpy
     images: list[np.ndarray] = []
@@ -161,7 +168,7 @@ def _bundled_file(package: str, path: str) -> Path:
 # -------------------------------------------------------------------------------------- pictures
 
 
-def _transform(model: LoadedModel) -> Transform:
+def picture_transform(model: LoadedModel) -> Transform:
     """Return timm's evaluation transform, not normalised: PIL image to uint8 [C, H, W]."""
     resize = create_transform(
         model.input_size,
@@ -181,7 +188,7 @@ def _transform(model: LoadedModel) -> Transform:
     return apply
 
 
-def _open(path: Path, channels: int) -> Image.Image:
+def open_picture(path: Path, channels: int) -> Image.Image:
     """Read a picture as 8-bit grey (1 channel) or RGB (3); UserError names a file that is none."""
     try:
         with warnings.catch_warnings():

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from timm.data import ImageNetInfo, create_dataset, infer_imagenet_subset
 
 from ..errors import UserError
-from .images import SUFFIXES, _open, _transform, load_images
+from .images import SUFFIXES, load_images, open_picture, picture_transform
 from .registry import LoadedModel
 
 __all__ = ["Labelled", "class_count", "load_labelled"]
@@ -138,12 +138,12 @@ def _folder(
     if limit is not None and limit < len(samples):
         samples = [samples[(2 * i + 1) * len(samples) // (2 * limit)] for i in range(limit)]
     paths = [Path(path) for path, _ in samples]
-    transform, channels = _transform(model), model.input_size[0]
+    transform, channels = picture_transform(model), model.input_size[0]
     return Labelled(
         f"folder {folder.name}, {_classes(len(folders))}",
         tuple(path.relative_to(root).as_posix() for path in paths),
         None if places is None else places[[number for _, number in samples]],
-        lambda number: transform(_open(paths[number], channels)),
+        lambda number: transform(open_picture(paths[number], channels)),
         classes,
         _no_classifier(model),
     )
