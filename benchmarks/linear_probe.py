@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from golden.vit import VitModel
 from qvit_hw.calibration import calibrate_network
-from qvit_hw.export import export
+from qvit_hw.integers import export
 from qvit_hw.models import load_model
 from qvit_hw.models.digits import digits_images
 from qvit_hw.presets import find_preset

@@ -35,7 +35,7 @@ def measure(name: str) -> str:
     from golden.audit import audit
     from golden.vit import VitModel
     from qvit_hw.calibration import calibrate_network
-    from qvit_hw.export import export
+    from qvit_hw.integers import export
     from qvit_hw.models import load_model
     from qvit_hw.models.images import load_images
     from qvit_hw.presets import find_preset

@@ -27,10 +27,10 @@ from qvit_hw.bundle_writer import LayerData, check_target, write_bundle
 from qvit_hw.calibrated import CalibratedModel
 from qvit_hw.calibration import prepare
 from qvit_hw.errors import UserError
-from qvit_hw.export import export
 from qvit_hw.fqvit_grids import FqCalibrated, pack_fqvit
 from qvit_hw.fqvit_observation import check_network
 from qvit_hw.fqvit_plan import calibrate_fqvit, check_options
+from qvit_hw.integers import export
 from qvit_hw.models import LoadedModel, load_model
 from qvit_hw.models.images import load_images
 from qvit_hw.network import LayerNorm, Network, Node, Scores, split_heads

@@ -372,7 +372,7 @@ def export(
     ] = "onnx",
 ) -> int:
     """Write the bundle's network for other programs: ONNX, or every tensor in a file of its own."""
-    return _run("interchange", bundle=bundle, out=out, format=format)
+    return _run("export", bundle=bundle, out=out, format=format)
 
 
 @app.command()

@@ -222,8 +222,9 @@ class Sensitivity:
 class Speed:
     """A model in a process of its own.
 
-    one, batch: seconds an image, alone and in a batch of ``batch_size``, of the fastest run.  idle: bytes of memory of
-    the process with its libraries and before the model; peak: at most.  threads: that it could use.
+    one, batch: seconds an image, alone and in a batch of ``batch_size``, of the fastest run.  idle: bytes
+    of memory of the process with its libraries and before the model; peak: at most.  threads: that it
+    could use.
     """
 
     model: str

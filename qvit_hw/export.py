@@ -1,216 +1,218 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a plan to the golden model: one integer node for each node of the network."""
+"""A bundle's network for other programs: ONNX, NumPy files, hex files.
+
+    python -m qvit_hw.export --bundle B --format onnx|onnx-integer|npy|hex --out PATH
+
+``onnx`` is what tools for quantised networks read: float operators between QuantizeLinear and
+DequantizeLinear (:mod:`qvit_hw.onnx_qdq`). ``onnx-integer`` computes what the golden model computes, bit for
+bit, without a float (:mod:`qvit_hw.onnx_integer`). Both take uint8 images [B, C, H, W]. ``npy`` and ``hex``
+are a folder with every integer tensor and an index (:mod:`qvit_hw.integer_files`).
+"""
 
 from __future__ import annotations
 
-from fractions import Fraction
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
+from rich.console import Console
 
-from golden.attention import ScoreParams, ScoreSpec
-from golden.gelu import GeluParams, GeluSpec
-from golden.linear import LinearParams, LinearSpec
-from golden.patch_embed import PatchEmbedSpec
-from golden.pool import PoolParams, PoolSpec
-from golden.requant import RequantParams, factor
-from golden.residual import ResidualParams, ResidualSpec, factors
-from golden.vit import Node as GoldenNode
-from qvit_hw.grids import AffineGrid, LogGrid
-from qvit_hw.network import (
-    FUNCTIONS,
-    Activation,
-    Attend,
-    Embed,
-    LayerNorm,
-    Linear,
-    Merge,
-    Network,
-    Node,
-    PatchEmbed,
-    Pool,
-    Residual,
-    Scores,
-    Select,
-    Softmax,
-    Start,
-)
-from qvit_hw.plan import Plan, count_tokens, pool_ratio, residual_spec
-from qvit_hw.quantize import PtfGrid
+from golden.vit import IMAGE, VitModel
+from qvit_hw.bundle import Bundle, load_bundle
+from qvit_hw.errors import UserError
+from qvit_hw.integer_files import INDEX, SCHEMA, write_files
+from qvit_hw.onnx_graph import BATCH, Graph, Value, load_onnx
+from qvit_hw.onnx_integer import integer_graph, integer_outputs
+from qvit_hw.onnx_qdq import qdq_graph, qdq_outputs
+from qvit_hw.outputs import check_folder, made_folder, told
+from qvit_hw.plan import Plan
+from qvit_hw.stored_plan import load_plan
 
-__all__ = ["export"]
+__all__ = ["FORMATS", "integer_onnx", "qdq_onnx", "run"]
 
-Ints64 = npt.NDArray[np.int64]
+FORMATS = ("onnx", "onnx-integer", "npy", "hex")
 
 
-def export(network: Network, plan: Plan) -> list[GoldenNode]:
-    """The golden model's nodes, under the same names and in the same order."""
-    exporter = _Exporter(network, plan)
-    nodes = []
-    for node in network:
-        spec, params, layout = getattr(exporter, node.op)(node)
-        nodes.append(
-            GoldenNode(
-                name=node.name,
-                op=node.op,
-                inputs=node.inputs,
-                spec=spec,
-                params=params,
-                layout=layout,
-            )
+def run(*, bundle: Path, out: Path, format: str = "onnx") -> int:
+    """Write a bundle's network in another format; return the exit status, 0.
+
+    UserError, with nothing written, for anything that will not do; MissingTool without the package onnx.
+    """
+    if format not in FORMATS:
+        raise UserError(f"Format must be one of {', '.join(FORMATS)}, not {format!r}.")
+    single = format.startswith("onnx")
+    if single:
+        _check_file(out)
+        load_onnx()
+    else:
+        _check_target(out)
+    loaded = load_bundle(bundle)
+    model, plan, about = loaded.network, _plan(loaded), _about(loaded)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    if not single:
+        with _agreeing(bundle):
+            count = _write_folder(out, model, plan, format, about)
+        console.print(f"{out}: {count} tensors, listed in {INDEX}")
+        return 0
+    if plan is None:
+        raise UserError(
+            f"Bundle {str(bundle)!r} has FQ-ViT's operators, which ONNX has no form for: "
+            "its integers can be had as npy or hex."
         )
-    return nodes
+    make = integer_onnx if format == "onnx-integer" else qdq_onnx
+    with _agreeing(bundle):
+        content = make(model, plan, about)
+    _write_file(out, content)
+    console.print(f"{out}: {len(content):,} bytes, input {IMAGE!r}, uint8 [{BATCH}, C, H, W]")
+    return 0
 
 
-Parts = tuple[Any, Any, dict[str, Any]]
+def qdq_onnx(
+    model: VitModel,
+    plan: Plan,
+    about: Mapping[str, Any] | None = None,
+    outputs: Sequence[str] = (),
+) -> bytes:
+    """The network as an ONNX file of float operators between quantisers.
+
+    about: notes for the file's metadata (JSON).  outputs: tensors to return as float values, in order;
+    without any, the network's output alone. MissingTool without the package onnx; UserError for a network
+    that has no such form.
+    """
+    wanted = qdq_outputs(model, outputs or (model.output,))
+    return _model(model, qdq_graph(model, plan), wanted, {"format": "onnx", **(about or {})})
 
 
-def requantiser(ratio: Any, zero_point: int) -> RequantParams:
-    """Multipliers and shifts for these ratios of scales, one per channel."""
-    pairs = [factor(Fraction(float(each))) for each in np.atleast_1d(ratio)]
-    return RequantParams(
-        multiplier=np.array([multiplier for multiplier, _ in pairs], dtype=np.int64),
-        shift=np.array([shift for _, shift in pairs], dtype=np.int64),
-        zero_point=zero_point,
-    )
+def integer_onnx(
+    model: VitModel,
+    plan: Plan | None = None,
+    about: Mapping[str, Any] | None = None,
+    outputs: Sequence[str] = (),
+) -> bytes:
+    """The network as an ONNX file of integers, bit exact; the rest as :func:`qdq_onnx`.
+
+    plan: adds to the metadata what the output's integers mean, ``scale`` and ``zero_point``.
+    """
+    notes = {"format": "onnx-integer", **(about or {})}
+    if plan is not None:
+        grid = plan.affine(model.output)
+        notes |= {"scale": np.asarray(grid.scale).tolist(), "zero_point": grid.zero_point}
+    wanted = integer_outputs(model, outputs or (model.output,))
+    return _model(model, integer_graph(model), wanted, notes)
 
 
-def _array(values: torch.Tensor | None) -> Any:
-    return None if values is None else values.numpy()
+def _model(
+    model: VitModel, graph: Graph, outputs: Sequence[Value], notes: Mapping[str, Any]
+) -> bytes:
+    notes = {f"qvit-hw.{key}": value for key, value in {**notes, "bits": _widths(model)}.items()}
+    image = Value(IMAGE, np.uint8, model.input_size)
+    return graph.model("qvit-hw", [image], outputs, notes)
 
 
-class _Exporter:
-    def __init__(self, network: Network, plan: Plan) -> None:
-        self.network, self.plan = network, plan
-        preset = plan.preset
-        self.unit: ResidualSpec = residual_spec(preset.residual_bits, preset.max_shift)
+def _widths(model: VitModel) -> dict[str, int]:
+    """Bits of every tensor and every weight."""
+    found = {}
+    for node in model.nodes:
+        if hasattr(node.spec, "weight_bits"):
+            found[f"{node.name}.weight"] = node.spec.weight_bits
+        found[node.name] = model.flows[node.name].range.bits
+    return found
 
-    def grid(self, name: str) -> AffineGrid:
-        return self.plan.affine(name)
 
-    def per_head(self, name: str, heads: int) -> npt.NDArray[np.float64]:
-        """Scales of q, k and v: [3, heads]."""
-        return self.grid(name).scale.reshape(3, heads, -1)[:, :, 0]
+def _about(bundle: Bundle) -> dict[str, Any]:
+    """What a file says of where it comes from."""
+    return {
+        "model": bundle.manifest["model"].get("name"),
+        "preset": bundle.manifest["preset"],
+        "bundle": bundle.sha256,
+    }
 
-    # ------------------------------------------------------------------------------- matrices
 
-    def patch_embed(self, node: PatchEmbed) -> Parts:
-        planned = self.plan.weights[node.name]
-        spec = PatchEmbedSpec(patch=node.patch, channels=node.channels, weight_bits=planned.bits)
-        return spec, LinearParams(weight=planned.codes, bias=planned.bias), {}
+def _plan(bundle: Bundle) -> Plan | None:
+    """The bundle's plan; None for FQ-ViT's operators, whose scales no plan of ours describes."""
+    if any(node.op.startswith("fqvit") for node in bundle.network.nodes):
+        return None
+    with _agreeing(bundle.path):
+        return load_plan(bundle.plan, bundle.scales, bundle.network)
 
-    def linear(self, node: Linear) -> Parts:
-        planned, raw = self.plan.weights[node.name], self.network.kind(node) == "accumulators"
-        requant, out_bits = None, None
-        if not raw:
-            grid = self.grid(node.name)
-            requant, out_bits = requantiser(planned.scale / grid.scale, grid.zero_point), grid.bits
-        spec = LinearSpec(
-            in_features=planned.codes.shape[1],
-            in_bits=self.grid(node.inputs[0]).bits,
-            weight_bits=planned.bits,
-            out_bits=out_bits,
-        )
-        return spec, LinearParams(weight=planned.codes, bias=planned.bias, requant=requant), {}
 
-    def scores(self, node: Scores) -> Parts:
-        source, grid = self.grid(node.inputs[0]), self.grid(node.name)
-        scale = self.per_head(node.inputs[0], node.heads)
-        octaves = node.scale * node.LOG2E / float(grid.scale)
-        spec = ScoreSpec(
-            head_dim=source.scale.size // (3 * node.heads),
-            bits=source.bits,
-            score_bits=grid.bits,
-        )
-        bias = None
-        if node.bias is not None:
-            half = 1 << (grid.bits - 1)
-            exact = node.bias.double().numpy() * (node.LOG2E / float(grid.scale))
-            bias = np.floor(exact + 0.5).clip(-half, half - 1).astype(np.int64)
-        params = ScoreParams(requant=requantiser(scale[0] * scale[1] * octaves, 0), bias=bias)
-        return spec, params, {"heads": node.heads, "windows": _array(node.windows)}
+@contextlib.contextmanager
+def _agreeing(bundle: Path) -> Iterator[None]:
+    """Tell what goes wrong where a bundle's scales are not those of its network."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise UserError(f"Bundle {str(bundle)!r} has parts that disagree: {error}.") from error
 
-    def softmax(self, node: Softmax) -> Parts:
-        layout = {"mask": _array(node.mask)}
-        return self.plan.softmax_spec, self.plan.softmax[node.name], layout
 
-    def attend(self, node: Attend) -> Parts:
-        log, grid = self.plan.grids[node.inputs[0]], self.grid(node.name)
-        assert isinstance(log, LogGrid)
-        spec = self.plan.attend_spec(node)
-        scale = self.per_head(node.inputs[1], node.heads)[2]
-        params = requantiser(scale * log.gain / grid.unit * 2.0**-spec.top, grid.zero_point)
-        return spec, params, {"heads": node.heads, "windows": _array(node.windows)}
+# ----------------------------------------------------------------------------------------- files
 
-    # --------------------------------------------------------------------------------- stream
 
-    def embed(self, node: Embed) -> Parts:
-        grid = self.plan.streams[f"{node.name}/positions"]
-        plain = AffineGrid(scale=grid.channel_scale, zero_point=grid.zero_point, bits=grid.bits)
-        prefix = self.grid(node.name).codes(node.prefix)
-        layout = {
-            "positions": plain.codes(node.positions).numpy().astype(np.int64),
-            "prefix": prefix.numpy().astype(np.int64),
-        }
-        has_positions = bool(node.positions.any())
-        return self.unit, self.onto(node, grid if has_positions else None, node.inputs[0]), layout
+def _check_file(path: Path) -> None:
+    if path.suffix != ".onnx":
+        raise UserError(f"An ONNX file must be named *.onnx, not {path.name!r}.")
+    if path.is_dir():
+        raise UserError(f"Output {str(path)!r} must be a file, not a folder.")
+    check_folder(path.parent)
 
-    def start(self, node: Start) -> Parts:
-        source = self.network[node.inputs[0]]
-        if self.network.kind(source) == "accumulators":
-            return self.unit, self.onto(node, None, source.name), {"source": "branch"}
-        features = self.grid(source.name)
-        count = self.plan.streams[node.name].shift.size
-        flat = PtfGrid(features.unit, features.zero_point, np.zeros(count, np.int64), features.bits)
-        return self.unit, self.onto(node, flat, None), {"source": "stream"}
 
-    def residual(self, node: Residual) -> Parts:
-        return self.unit, self.onto(node, self.plan.streams[node.inputs[0]], node.inputs[1]), {}
+def _write_file(path: Path, content: bytes) -> None:
+    """Write beside the target, then rename."""
+    path = path.absolute()
+    with made_folder(path.parent), told(path):
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".qvit-", delete=False) as file:
+            temporary = Path(file.name)
+        try:
+            temporary.write_bytes(content)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
-    def onto(self, node: Node, before: PtfGrid | None, branch: str | None) -> ResidualParams:
-        """Parameters of a residual unit that puts a stream and a branch onto the node's grid."""
-        after = self.plan.streams[node.name]
-        none = np.zeros(after.shift.size, np.int64)
-        scale = none / 1.0 if branch is None else self.plan.weights[branch].scale
-        kept = Fraction(0) if before is None else Fraction(before.scale / after.scale)
-        gain, multiplier, shift = factors(
-            kept, [Fraction(float(each)) for each in scale / after.scale], self.unit
-        )
-        return ResidualParams(
-            in_zero_point=0 if before is None else before.zero_point,
-            in_shift=none if before is None else before.shift,
-            gain=gain,
-            multiplier=multiplier,
-            shift=shift,
-            zero_point=after.zero_point,
-            out_shift=after.shift,
-        )
 
-    def merge(self, node: Merge) -> Parts:
-        return None, None, {"index": node.index.numpy()}
+def _check_target(path: Path) -> None:
+    """Raise UserError unless ``path`` can become the folder: absent, empty, or such a folder."""
+    if path.is_symlink():
+        raise UserError(f"Output {str(path)!r} must be a folder, not a file.")
+    if path.is_dir() and any(path.iterdir()):
+        try:
+            known = json.loads((path / INDEX).read_bytes()).get("schema") == SCHEMA
+        except (OSError, ValueError, AttributeError):
+            known = False
+        if not known:
+            raise UserError(f"Output {str(path)!r} holds other files: it is left alone.")
+    check_folder(path, replaced=True)
 
-    # ------------------------------------------------------------------------------- features
 
-    def layernorm(self, node: LayerNorm) -> Parts:
-        return self.plan.layernorm_spec, self.plan.norms[node.name].params, {}
+def _write_folder(
+    path: Path, model: VitModel, plan: Plan | None, kind: str, about: Mapping[str, Any]
+) -> int:
+    """Write beside the target, then rename; return the number of tensors."""
+    path = path.absolute()
+    with made_folder(path.parent), told(path):
+        temporary = Path(tempfile.mkdtemp(prefix=".qvit-", dir=path.parent))
+        try:
+            (temporary / "new").mkdir()
+            count = write_files(temporary / "new", model, plan, kind, about)
+            if path.exists():
+                path.rename(temporary / "old")
+            try:
+                (temporary / "new").rename(path)
+            except OSError:
+                if (temporary / "old").exists():
+                    (temporary / "old").rename(path)
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return count
 
-    def gelu(self, node: Activation) -> Parts:
-        source, grid = self.grid(node.inputs[0]), self.grid(node.name)
-        half = 1 << (source.bits - 1)
-        values = source.values(torch.arange(-half, half).double())
-        table = grid.codes(FUNCTIONS[node.function](values)).numpy().astype(np.int64)
-        return GeluSpec(in_bits=source.bits, out_bits=grid.bits), GeluParams(table=table), {}
 
-    def select(self, node: Select) -> Parts:
-        return None, None, {"tokens": node.tokens}
+if __name__ == "__main__":
+    from .cli import main
 
-    def pool(self, node: Pool) -> Parts:
-        source, grid = self.grid(node.inputs[0]), self.grid(node.name)
-        spec = PoolSpec(in_bits=source.bits, out_bits=grid.bits)
-        ratio = pool_ratio(source, grid, count_tokens(self.network, node.inputs[0]) - node.first)
-        params = PoolParams(
-            in_zero_point=source.zero_point, requant=requantiser(ratio, grid.zero_point)
-        )
-        return spec, params, {"first": node.first}
+    main("export")

@@ -59,7 +59,6 @@ from golden.requant import RequantSpec
 from golden.residual import ResidualSpec, factors
 from qvit_hw import fqvit
 from qvit_hw.errors import UserError
-from qvit_hw.export import requantiser
 from qvit_hw.fqvit_grids import FqCalibrated, FqGrid, LevelGrid
 from qvit_hw.fqvit_observation import (
     FqObservations,
@@ -69,6 +68,7 @@ from qvit_hw.fqvit_observation import (
     observe_fqvit,
 )
 from qvit_hw.grids import AffineGrid
+from qvit_hw.integers import requantiser
 from qvit_hw.network import (
     FUNCTIONS,
     Activation,

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from golden.vit import VitModel
 from qvit_hw.calibration import calibrate_network
 from qvit_hw.crew import Bench
-from qvit_hw.export import export
+from qvit_hw.integers import export
 from qvit_hw.measuring import Subject
 from qvit_hw.models import LoadedModel
 from qvit_hw.models.labelled import Labelled

@@ -27,8 +27,8 @@ from qvit_hw.budget import ACT_BITS, WEIGHT_BITS, cost_model, parse_budget
 from qvit_hw.calibrate import run
 from qvit_hw.calibration import prepare
 from qvit_hw.errors import UserError
-from qvit_hw.export import export
 from qvit_hw.families import lower
+from qvit_hw.integers import export
 from qvit_hw.models import load_model
 from qvit_hw.models.images import load_images
 from qvit_hw.presets import find_preset

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from qvit_hw import cli
 from qvit_hw.errors import MissingTool, UserError
 
-COMMANDS = ("calibrate", "evaluate", "generate", "simulate", "report", "demo")
+COMMANDS = ("calibrate", "evaluate", "export", "generate", "simulate", "report", "demo")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from golden import attention, gelu, layernorm, linear, patch_embed, pool, residu
 from golden.bounds import Interval
 from golden.node import IMAGE, Flow, Node
 from qvit_hw.errors import UserError
-from qvit_hw.interchange import integer_onnx
+from qvit_hw.export import integer_onnx
 from qvit_hw.onnx_integer import integer_graph, integer_outputs
 
 NETWORKS = {"vit": tiny_vit, "swin": tiny_swin}

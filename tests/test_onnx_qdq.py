@@ -15,9 +15,9 @@ from test_calibrated import VARIANTS, images
 from golden.node import IMAGE
 from golden.vit import VitModel
 from qvit_hw.calibration import calibrate_network
-from qvit_hw.export import export
+from qvit_hw.export import qdq_onnx
 from qvit_hw.families import lower
-from qvit_hw.interchange import qdq_onnx
+from qvit_hw.integers import export
 from qvit_hw.models import load_model
 from qvit_hw.models.digits import digits_images
 from qvit_hw.onnx_graph import Graph, Value

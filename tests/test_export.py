@@ -18,8 +18,8 @@ from golden.vit import VitModel
 from qvit_hw import cli
 from qvit_hw.bundle import load_bundle
 from qvit_hw.errors import MissingTool, UserError
+from qvit_hw.export import integer_onnx, qdq_onnx
 from qvit_hw.integer_files import INDEX, read_hex, write_files, write_hex
-from qvit_hw.interchange import integer_onnx, qdq_onnx
 from qvit_hw.models import load_model
 from qvit_hw.models.digits import digits_images
 from qvit_hw.onnx_graph import Graph
@@ -278,7 +278,7 @@ def test_a_plan_that_is_not_its_network_s(what, bundle, tmp_path, refused, monke
         if "kind" in what:
             grids["blocks.0.attn"] = grids["embed"]
         assert gone
-    monkeypatch.setattr("qvit_hw.interchange.load_bundle", lambda path: loaded)
+    monkeypatch.setattr("qvit_hw.export.load_bundle", lambda path: loaded)
     kind = "onnx-integer" if "gone" in what else "onnx"
     sentence = r"Bundle '.*bundle' has parts that disagree: .*\."
     refused(bundle, tmp_path / "x.onnx", kind, sentence)
