@@ -19,7 +19,7 @@ from qvit_hw.errors import UserError
 from qvit_hw.grids import AffineGrid, Grid, LogGrid
 from qvit_hw.network import Linear, Network, PatchEmbed
 from qvit_hw.plan import Plan, WeightPlan
-from qvit_hw.presets import Preset
+from qvit_hw.presets import PRESETS, Preset
 from qvit_hw.quantize import LayerNormPlan, PtfGrid
 
 if TYPE_CHECKING:
@@ -144,7 +144,12 @@ def rebuild(bundle: Bundle, network: Network) -> CalibratedModel:
 
     UserError where they do not belong together.
     """
-    name = bundle.manifest["model"].get("name")
+    name, preset = bundle.manifest["model"].get("name"), bundle.manifest["preset"]
+    if preset in PRESETS and PRESETS[preset].golden_only:
+        raise UserError(
+            f"Bundle {str(bundle.path)!r} has no calibrated model: preset {preset!r} is for the golden "
+            "model alone."
+        )
     try:
         plan = load_plan(bundle.plan, bundle.scales, bundle.network)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
