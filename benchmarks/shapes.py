@@ -60,9 +60,9 @@ def measure(name: str) -> str:
         most = max(abs(use.seen.low), abs(use.seen.high))
         full[use.quantity] = max(full[use.quantity], most / max(reach, 1))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    fullest = ", ".join(f"{q} {100 * full[q]:.0f} %" for q in ("register", "acc", "total"))
+    fullest = ", ".join(f"{q} {100 * full[q]:.0f} %" for q in ("acc", "total"))
     return (
-        f"{name:36} {len(network.nodes):5} {len(uses):6} {100 * worst:8.3f} %  {fullest:42} "
+        f"{name:36} {len(network.nodes):5} {len(uses):6} {100 * worst:8.3f} %  {fullest:24} "
         f"{ended - begun:6.2f} s {time.perf_counter() - start:6.0f} s {peak:5.1f} GiB"
     )
 

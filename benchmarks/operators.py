@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time of the golden operators for one image: ``python benchmarks/golden.py``.
+"""Time of the golden operators for one image: ``python benchmarks/operators.py``.
 
 Every operator at the shapes of DeiT-Tiny and ViT-Small, 197 tokens, beside float PyTorch: how long one call
 takes (the fastest of many, in turn with all others, so that a disturbance of the machine does not hit one
