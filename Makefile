@@ -6,6 +6,7 @@
 #   make lint      ruff and mypy
 #   make dinov2    the same as demo on a pretrained DINOv2 ViT-S/14 (97 MB of weights, a few minutes)
 #   make bench     size and frequency of the units, as a table
+#   make speed     time of float, calibrated and golden model, and of each golden operator
 #   make clean     removes what was built (not .venv; `make distclean` removes that too)
 #
 # PYTHON chooses the interpreter. TORCH, if set, is handed to pip before anything else, for instance a
@@ -25,7 +26,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint dinov2 bench clean distclean
+.PHONY: demo test lint dinov2 bench speed clean distclean
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -65,6 +66,9 @@ test: lint
 
 bench: $(VENV)/.stamp-bench
 	$(BIN)/python benchmarks/size.py
+
+speed: $(VENV)/.stamp
+	$(BIN)/python benchmarks/speed.py
 
 clean:
 	rm -rf $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
