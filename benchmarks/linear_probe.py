@@ -2,19 +2,21 @@
 """A linear probe on DINOv2 features of the digits: ``python benchmarks/linear_probe.py [PRESET ...]``.
 
 scikit-learn's digits, enlarged to 98 x 98 pixels (50 tokens), go through the pretrained DINOv2 ViT-S/14.
-A logistic regression is fitted on the float features of the training split once, and then classifies
-the held-out digits from the float network's features and from the golden model's. Needs the weights of
-``make dinov2``.
+A logistic regression on the float network's features is compared with one on the golden model's: as it
+would be used, fitted to the features that it will get, and, harder, fitted to the float features and
+handed the golden ones. Needs the weights of ``make dinov2``.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from golden.vit import VitModel
@@ -46,22 +48,25 @@ def main() -> None:
         parts = torch.tensor(images).split(32)
         return torch.cat([network.run(part) for part in parts]).numpy()
 
-    scaler = StandardScaler().fit(known := features(train))
-    probe = LogisticRegression(C=0.1, max_iter=2000).fit(scaler.transform(known), train_labels)
+    def probe(known: np.ndarray) -> Callable[[np.ndarray], float]:
+        """Fit to features of the training split; return what gives top-1 of features of the other."""
+        fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+        fitted.fit(known, train_labels)
+        return lambda found: 100 * float((fitted.predict(found) == test_labels).mean())
 
-    def top1(found: np.ndarray) -> float:
-        return 100 * float((probe.predict(scaler.transform(found)) == test_labels).mean())
-
-    exact = features(test)
-    print(f"{len(test)} held-out digits; float features: {top1(exact):.2f} %", flush=True)
+    exact, transferred = features(test), probe(features(train))
+    print(f"{len(test)} held-out digits; float features: {transferred(exact):.2f} %", flush=True)
     for name in sys.argv[1:] or ["w8a8p4"]:
         picked = torch.tensor(train[:: len(train) // CALIBRATION][:CALIBRATION])
         twin, _ = calibrate_network(network, picked, find_preset(name))
         golden = VitModel(export(network, twin.plan), network.input_size)
-        coded = np.concatenate([golden(test[i : i + 16]) for i in range(0, len(test), 16)])
-        found = twin.values(golden.output, coded)
+        known, found = (twin.values(golden.output, golden(images)) for images in (train, test))
         noise = 10 * np.log10((exact**2).sum() / ((found - exact) ** 2).sum())
-        print(f"{name}: golden features {top1(found):.2f} %, {noise:.1f} dB SQNR", flush=True)
+        print(
+            f"{name}: golden features {probe(known)(found):.2f} %, with the float features' probe "
+            f"{transferred(found):.2f} %; {noise:.1f} dB SQNR",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
