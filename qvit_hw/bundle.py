@@ -32,8 +32,9 @@ from golden.bundle import (
     read_bundle,
     smallest_dtype,
 )
-from golden.layernorm import LayerNormSpec
-from golden.softmax import SoftmaxSpec
+from golden.layernorm import LayerNormSpec, layernorm
+from golden.node import Node
+from golden.softmax import SoftmaxSpec, softmax
 from golden.vit import VitModel
 from qvit_hw.errors import UserError
 
@@ -47,6 +48,8 @@ Spec = LayerNormSpec | SoftmaxSpec
 SPECS: dict[str, type[Spec]] = {"layernorm": LayerNormSpec, "softmax": SoftmaxSpec}
 ROLES = ("input", "golden", "float")
 EXTRAS = ("heads", "tokens")
+AGAIN = 8
+"""Rows of each layer's vectors that loading computes again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +211,7 @@ class _Loader:
         for key in ("scale", "metrics"):
             self.field(key, dict, entry, where)
         shape = self.network.flows[name].shape
-        rows = self._check_vectors(entry, where, node.spec, shape[-1])
+        rows = self._check_vectors(entry, where, node, shape[-1])
         if op == "softmax":
             heads, tokens = (self.field(key, int, entry, where) for key in EXTRAS)
             if (heads, tokens) != shape[-3:-1]:
@@ -225,8 +228,9 @@ class _Loader:
                 self.fail(f"lacks the folded {key} of its {where}")
         return Layer(name, op, node.spec, node.params, entry, self.content)
 
-    def _check_vectors(self, entry: Any, where: str, spec: Spec, length: int) -> int:
-        """The number of rows, after all checks."""
+    def _check_vectors(self, entry: Any, where: str, node: Node, length: int) -> int:
+        """The number of rows, after all checks; the first rows are computed again."""
+        spec: Spec = node.spec
         names = self.field("vectors", dict, entry, where)
         arrays = {role: self._vector(names, role, where, spec) for role in ROLES}
         shape = arrays["input"].shape
@@ -245,6 +249,10 @@ class _Loader:
             legal = _legal(role, spec)
             if not legal.holds(arrays[role]):
                 self.fail(f"has {role} vectors in its {where} outside {legal.low} to {legal.high}")
+        operator: Any = layernorm if node.op == "layernorm" else softmax
+        again = operator(arrays["input"][:AGAIN].astype(np.int64), spec, node.params)
+        if not np.array_equal(again, arrays["golden"][:AGAIN]):
+            self.fail(f"has parts that disagree: golden vectors of {where} are not of its parameters")
         return shape[0]
 
     def _vector(self, names: dict[str, Any], role: str, where: str, spec: Spec) -> np.ndarray:

@@ -68,9 +68,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         "batch_size": len(images),
         "idle": idle,
         "peak": _peak(),
-        "threads": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "threads": _threads(),
     }
 
 
@@ -125,6 +123,16 @@ def _weights(request: dict[str, Any]) -> dict[str, Any]:
 
 
 _LOAD = {"float": _float, "calibrated": _calibrated, "golden": _golden}
+
+
+def _threads() -> int:
+    """Threads that the libraries take: as told, else one for each processor."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdigit() and int(told):
+        return int(told)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _seconds(run: Callable[[], Any]) -> float:

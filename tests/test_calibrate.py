@@ -148,6 +148,21 @@ def test_a_bundle_of_another_model_is_refused(tmp_path, loaded):
         rebuild(bundle, loaded().network)
 
 
+def test_parameters_that_are_not_those_of_the_vectors(tmp_path, loaded):
+    run(out=tmp_path / "b", calibration=2, vector_images=1)
+    path = tmp_path / "b" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    norms = [node for node in manifest["network"]["nodes"] if node["op"] == "layernorm"]
+    norms[0]["params"], norms[1]["params"] = norms[1]["params"], norms[0]["params"]
+    path.write_text(json.dumps(manifest))
+    message = (
+        r"^Bundle '.*' has parts that disagree: "
+        r"golden vectors of layer 'blocks\.0\.norm1' are not of its parameters\.$"
+    )
+    with pytest.raises(UserError, match=message):
+        load_bundle(tmp_path / "b")
+
+
 def test_no_path_and_no_date_in_a_bundle(tmp_path, loaded):
     run(out=tmp_path / "b", calibration=2, vector_images=1)
     manifest = (tmp_path / "b" / "manifest.json").read_text()
