@@ -3,11 +3,8 @@
 
 Rounding is half up, as everywhere. These grids occur:
 
-- :class:`Grid`, for a tensor: ``x = (q - z) * s``, q signed.
-- :class:`HeadGrid`, for q, k and v: ``x = q * s`` with a scale per head.
+- :class:`Grid`, for a tensor: ``x = (q - z) * s``, q signed; q, k and v have z = 0.
 - :class:`PtfGrid`, for the residual stream, LayerNorm's input: ``x_c = ((q_c - z) << a_c) * s``.
-- :class:`ScoreGrid`, for attention scores: base-2 exponents, fixed point.
-- :class:`CodeGrid`, for softmax codes: powers of two.
 - the output of a LayerNorm, :class:`LayerNormPlan`: per channel ``q_c = zscore * gain_c + offset_c`` and
   ``y_c = (q_c - z) * scale_c + rest_c``. Affine *dyadic*: one scale for all channels and no rest, or a scale
   per channel; affine *shift*: gain_c is a power of two, so ``scale_c = gamma_c / gain_c`` is always one per
@@ -39,13 +36,10 @@ from qvit_hw.errors import UserError
 
 __all__ = [
     "SCORE_MARGIN",
-    "CodeGrid",
     "Grid",
-    "HeadGrid",
     "LayerNormPlan",
     "PtfGrid",
     "PtfSearch",
-    "ScoreGrid",
     "affine_grid",
     "plan_layernorm",
     "plan_softmax",
@@ -83,29 +77,6 @@ class Grid:
     def high(self) -> int:
         """Largest code."""
         return (1 << (self.bits - 1)) - 1
-
-
-@dataclass(frozen=True, eq=False)
-class HeadGrid:
-    """Codes of q, k and v: ``x = q * scale``, scale [3, heads]."""
-
-    scale: Floats
-    bits: int
-
-
-@dataclass(frozen=True)
-class ScoreGrid:
-    """Codes of attention scores: ``exponent = q / 2**frac``, the natural score times log2(e)."""
-
-    frac: int
-    bits: int
-
-
-@dataclass(frozen=True)
-class CodeGrid:
-    """Softmax codes: what they mean is in ``spec``, see :mod:`golden.softmax`."""
-
-    spec: SoftmaxSpec
 
 
 def affine_grid(low: float, high: float, bits: int = 8, symmetric: bool = False) -> Grid:
