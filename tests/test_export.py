@@ -30,7 +30,7 @@ PIXELS = digits_images("test")[0][:3]
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     out = tmp_path_factory.mktemp("digits") / "bundle"
-    wanted = ["--preset", "w8a8p5", "--calibration", "8", "--vector-images", "1"]
+    wanted = ["--preset", "w8a8p5", "--reparam", "0", "--calibration", "8", "--vector-images", "1"]
     assert cli.invoke(["calibrate", "--model", "digits", *wanted, "--out", str(out)]) == 0
     return out
 

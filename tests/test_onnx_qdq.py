@@ -80,6 +80,8 @@ def disagreement(twin, model, pixels, graph_of=None):
         far = np.abs(got.astype(int) - want)
         stream = want.dtype == np.int16 and node.op in ("embed", "start", "residual")
         share = OTHERS.get("stream" if stream else node.op, 0.001)
+        if node.op == "linear" and want.dtype == np.int16:
+            share = 0.004  # 10-bit codes before GELU: sums in float32 meet four times as many ties
         if far.max() > 1 or np.count_nonzero(far) > 1 + share * far.size:
             faults.append(node.name)
     return faults
@@ -167,7 +169,9 @@ def test_a_wrong_integer_is_seen(op):
 def digits():
     loaded = load_model("digits")
     pixels = torch.tensor(digits_images("train")[0][:32])
-    twin, _ = calibrate_network(loaded.network, pixels, find_preset("w8a8p5"))
+    # Without scales folded into weights, these are the float network's own.
+    plain = replace(find_preset("w8a8p5"), reparam=0.0)
+    twin, _ = calibrate_network(loaded.network, pixels, plain)
     return twin, VitModel(export(twin.network, twin.plan), loaded.input_size)
 
 
