@@ -237,6 +237,7 @@ class _Planner:
             self.seen.channels[node.name],
             # A stream takes its scale from one LayerNorm output: no weights to fold into.
             reparam=0.0 if any(isinstance(each, Start) for each in reader) else self.preset.reparam,
+            clip=self.preset.clip,
         )
         self.plan.norms[node.name] = plan
         if plan.folds and any(isinstance(each, Start) for each in reader):

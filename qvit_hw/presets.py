@@ -50,7 +50,8 @@ class Preset:
     the head.  act_bits: codes between operators, q, k and v included, 4 to 8.  gelu_bits: input of the
     GELU table, 4 to 10.  residual_bits (8 to 16) and max_shift: PTF codes of the residual stream.  base,
     code_bits, score_bits, frac_bits: see :class:`SoftmaxSpec`.  reparam: LayerNorm's outputs get a scale per
-    channel, folded into the layer behind it: 0 none, 1 each its own (see :mod:`qvit_hw.quantize`).
+    channel, folded into the layer behind it: 0 none, 1 each its own; clip: within this factor of their mean
+    (see :mod:`qvit_hw.quantize`).
     weights: a method of :mod:`qvit_hw.weights`.  observer: of :mod:`qvit_hw.observers`.
     correct_bias: see :mod:`qvit_hw.correction`.
     golden_only: computed by the golden model, but no Verilog is generated for it.
@@ -68,6 +69,7 @@ class Preset:
     residual_bits: int = 8
     max_shift: int = 3
     reparam: float = 0.0
+    clip: float | None = None
     weights: Literal["minmax", "omse", "gptq"] = "minmax"
     observer: str = "minmax"
     correct_bias: bool = False

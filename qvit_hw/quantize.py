@@ -15,8 +15,9 @@ Scales per channel are the re-parameterisation of RepQ-ViT (arXiv 2212.08254, se
 uses all its codes, and hardware does not notice. There the zero point is the mean of the channels' own, no
 integer; here each channel's centre goes to ``rest``, nothing is left for the zero point, and z = 0 is exact.
 Taken to the end it makes the next layer's weights as unequal as the channels were, so ``reparam``, between
-0 and 1, says how far each channel goes from the widest one's scale to its own, geometrically. (LRP-QViT,
-arXiv 2401.11243, clips outliers among the scales instead: those of the channels that matter most.)
+0 and 1, says how far each channel goes from the widest one's scale to its own, geometrically. LRP-QViT
+(arXiv 2401.11243) clips outliers among the scales instead: ``clip`` keeps them within a factor of their
+geometric mean. Outlier channels then saturate, and they tend to be those that matter: no preset clips.
 A channel whose gamma is 0 is constant: its scale is 0 and rest is beta.
 """
 
@@ -181,15 +182,18 @@ def plan_layernorm(
     spec: LayerNormSpec,
     channel_range: tuple[Any, Any] | None = None,
     reparam: float = 0.0,
+    clip: float | None = None,
 ) -> LayerNormPlan:
     """Return the integers of a LayerNorm whose outputs should span [low, high].
 
     channel_range: (low, high) of each output channel, for scales per channel; without it all have the
-    whole range.  reparam: 0 to 1, see the module's docstring. Affine "dyadic" with 0 has one scale, and
-    nothing to fold. ValueError for a ``reparam`` out of range.
+    whole range.  reparam: 0 to 1, clip: 1 or more, see the module's docstring. Affine "dyadic" with a
+    ``reparam`` of 0 has one scale, and nothing to fold. ValueError for one of them out of range.
     """
     if not 0 <= reparam <= 1:
         raise ValueError(f"Reparam must be 0 to 1, not {reparam!r}")
+    if clip is not None and not clip >= 1:
+        raise ValueError(f"Clip must be 1 or more, not {clip!r}")
     gamma, beta = np.asarray(gamma, np.float64), np.asarray(beta, np.float64)
     count = gamma.size
     if spec.affine == "dyadic" and not reparam:
@@ -198,7 +202,7 @@ def plan_layernorm(
         lows, highs = channel_range if channel_range is not None else (low, high)
         lows = np.broadcast_to(np.asarray(lows, np.float64), count)
         highs = np.broadcast_to(np.asarray(highs, np.float64), count)
-        out_zero, (scale, rest) = 0, _scales(gamma, beta, lows, highs, reparam, spec)
+        out_zero, (scale, rest) = 0, _scales(gamma, beta, lows, highs, reparam, clip, spec)
     gains = np.divide(gamma, scale, out=np.zeros(count), where=scale != 0)
     if spec.affine == "dyadic":
         point, gain = _gains(gains, spec)
@@ -237,17 +241,26 @@ def _largest_gain(spec: LayerNormSpec) -> float:
 
 
 def _scales(
-    gamma: Floats, beta: Floats, low: Floats, high: Floats, reparam: float, spec: LayerNormSpec
+    gamma: Floats,
+    beta: Floats,
+    low: Floats,
+    high: Floats,
+    reparam: float,
+    clip: float | None,
+    spec: LayerNormSpec,
 ) -> tuple[Floats, Floats]:
     """Return (scale, rest) per channel, for z_out = 0: channels use their codes, centred."""
     codes, live, size = (1 << spec.out_bits) - 1, gamma != 0, np.abs(gamma)
-    middle = (low + high) / 2
-    # The finest scale: finer, and the channel's ends, its gain or its offset would not fit.
-    reach = spec.bounds["offset"].high / 2.0**spec.output_shift - 1
-    finest = np.maximum((high - low) / codes, np.abs(beta - middle) / reach)
-    finest = np.maximum(finest, size / _largest_gain(spec))
     if not live.any():
         return np.zeros_like(gamma), beta
+    middle, step = (low + high) / 2, (high - low) / codes
+    if clip is not None:
+        usual = float(np.exp(np.log(step[live & (step > 0)]).mean())) if step[live].any() else 0.0
+        step = np.clip(step, usual / clip, usual * clip)
+    # The finest scale: finer, and the channel's ends, its gain or its offset would not fit.
+    reach = spec.bounds["offset"].high / 2.0**spec.output_shift - 1
+    finest = np.maximum(step, np.abs(beta - middle) / reach)
+    finest = np.maximum(finest, size / _largest_gain(spec))
     wanted = finest**reparam * float(finest[live].max()) ** (1 - reparam)
     scale = np.where(live, wanted, 0.0)
     if spec.affine == "shift":

@@ -35,7 +35,7 @@ def meaning(codes, plan):
     return (codes - plan.zero_point) * plan.scale + plan.rest
 
 
-def make_plan(spec, seed=0, count=96, gamma=None, beta=None, eps=1e-6, reparam=0.0):
+def make_plan(spec, seed=0, count=96, gamma=None, beta=None, eps=1e-6, reparam=0.0, clip=None):
     """A plan and input codes from a random residual stream with channels of very different size."""
     rng = np.random.default_rng(seed)
     x = rng.normal(0, 1, (200, count)) * 2.0 ** rng.uniform(-2, 2, count) + rng.normal(0, 1, count)
@@ -56,6 +56,7 @@ def make_plan(spec, seed=0, count=96, gamma=None, beta=None, eps=1e-6, reparam=0
         spec,
         (y.min(axis=0), y.max(axis=0)),
         reparam,
+        clip,
     )
     half = 1 << (spec.in_bits - 1)
     codes = np.clip(
@@ -187,6 +188,37 @@ def test_reparam_is_a_geometric_mean():
     )
     assert np.allclose(none, one.max())
     assert np.allclose(half, np.sqrt(one * one.max()))
+
+
+@pytest.mark.parametrize("affine", ["dyadic", "shift"])
+def test_clip_limits_outliers_among_the_channels(affine):
+    spec, count = LayerNormSpec(affine=affine), 64
+    grid, gamma = PtfSearch(-1, 1, count, 8, 3).grid(), np.full(count, 2.0)
+    low, high = np.full(count, -4.0), np.full(count, 4.0)
+    low[5], high[5], gamma[40] = -100.0, 100.0, 0.0
+
+    def scales(clip):
+        ends = low, high
+        plan = plan_layernorm(
+            grid, gamma, np.zeros(count), 1e-6, -100.0, 100.0, spec, ends, 1.0, clip
+        )
+        return plan.scale * 255
+
+    usual = np.exp((62 * np.log(8) + np.log(200)) / 63)  # what is dead has no say
+    room = 1 if affine == "dyadic" else 2  # powers of two
+    plain, clipped = scales(None), scales(4.0)
+    assert plain[5] >= 200
+    assert 4 * usual * 0.999 < clipped[5] < 4 * usual * room * 1.001
+    others = np.delete(np.arange(count), [5, 40])
+    assert np.array_equal(clipped[others], plain[others])
+    assert clipped[40] == plain[40] == 0
+    assert np.array_equal(scales(1e6), plain)
+
+
+@pytest.mark.parametrize("clip", [0.9, float("nan")])
+def test_clip_out_of_range(clip):
+    with pytest.raises(ValueError, match=rf"^Clip must be 1 or more, not {clip!r}$"):
+        make_plan(LayerNormSpec(), reparam=1.0, clip=clip)
 
 
 @pytest.mark.parametrize("affine", ["dyadic", "shift"])
