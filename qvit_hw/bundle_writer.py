@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,8 +18,7 @@ from golden.fixedpoint import Ints
 from golden.node import Node
 from golden.vit import VitModel
 from qvit_hw.bundle import NETWORK, ROLES, SCALES, VECTORS, Spec, vector_dtype
-from qvit_hw.errors import UserError
-from qvit_hw.outputs import check_folder, made_folder, told
+from qvit_hw.outputs import check_replaced, replaced_folder
 
 __all__ = ["LayerData", "check_target", "write_bundle"]
 
@@ -52,18 +49,7 @@ def _sha256(content: bytes | memoryview) -> str:
 
 def check_target(path: Path) -> None:
     """Raise UserError unless ``path`` can become a bundle: absent, an empty folder, or a bundle."""
-    if path.is_symlink():
-        raise UserError(f"Output {str(path)!r} must be a folder, not a file.")
-    if path.is_dir() and any(path.iterdir()):
-        try:
-            known = json.loads((path / MANIFEST).read_bytes()).get("schema") == SCHEMA
-        except (OSError, ValueError, AttributeError):
-            known = False
-        if not known:
-            raise UserError(
-                f"Output {str(path)!r} holds other files and no bundle: it is left alone."
-            )
-    check_folder(path, replaced=True)
+    check_replaced(path, MANIFEST, SCHEMA, " and no bundle")
 
 
 def write_bundle(
@@ -127,34 +113,12 @@ def write_bundle(
         },
         "files": {},
     }
-    path = path.absolute()
-    with made_folder(path.parent), told(path):
-        _put(path, manifest, tensors)
-
-
-def _put(
-    path: Path, manifest: dict[str, Any], tensors: Mapping[str, dict[str, np.ndarray]]
-) -> None:
-    """Write the files beside ``path``, then rename."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        made = temporary / "new"
-        made.mkdir()
+    with replaced_folder(path) as made:
         for file, content in tensors.items():
             (made / file).write_bytes(save(content))  # save_file would hide it from all others
             manifest["files"][file] = _sha256((made / file).read_bytes())
         text = json.dumps(manifest, indent=1, allow_nan=False)
         (made / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
-        if path.exists():
-            path.rename(temporary / "old")
-        try:
-            made.rename(path)
-        except OSError:
-            if (temporary / "old").exists():
-                (temporary / "old").rename(path)
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _pack(layer: LayerData, spec: Spec, vectors: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +22,7 @@ from PIL import Image
 
 from .evaluation import BAR, MODELS, Cost, Evaluation, Sensitivity, Tensor, document
 from .models.labelled import Labelled
-from .outputs import made_folder, told
+from .outputs import made_folder, told, write_files
 from .report_page.charts import Band, Point, depth_chart, disagreement_chart
 
 __all__ = ["JSON", "PAGE", "render", "write_page"]
@@ -43,11 +42,8 @@ def write_page(found: Evaluation, out: Path, data: Labelled) -> None:
         PAGE: render(found, data),
         JSON: json.dumps(document(found), indent=1, allow_nan=False, ensure_ascii=False) + "\n",
     }
-    with made_folder(out), told(out), tempfile.TemporaryDirectory(dir=out, prefix=".qvit-") as made:
-        for name, text in texts.items():
-            (Path(made) / name).write_text(text, encoding="utf-8")
-        for name in texts:
-            (Path(made) / name).replace(out / name)
+    with made_folder(out), told(out):
+        write_files({out / name: text.encode("utf-8") for name, text in texts.items()})
 
 
 def render(found: Evaluation, data: Labelled) -> str:

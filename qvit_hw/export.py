@@ -12,9 +12,6 @@ are a folder with every integer tensor and an index (:mod:`qvit_hw.integer_files
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +22,18 @@ from rich.console import Console
 from golden.vit import IMAGE, VitModel
 from qvit_hw.bundle import Bundle, load_bundle
 from qvit_hw.errors import UserError
-from qvit_hw.integer_files import INDEX, SCHEMA, write_files
+from qvit_hw.integer_files import INDEX, SCHEMA, write_tensors
 from qvit_hw.onnx_graph import BATCH, Graph, Value, load_onnx
 from qvit_hw.onnx_integer import integer_graph, integer_outputs
 from qvit_hw.onnx_qdq import qdq_graph, qdq_outputs
-from qvit_hw.outputs import check_folder, made_folder, told
+from qvit_hw.outputs import (
+    check_folder,
+    check_replaced,
+    made_folder,
+    replaced_folder,
+    told,
+    write_files,
+)
 from qvit_hw.plan import Plan
 from qvit_hw.stored_plan import load_plan
 
@@ -50,13 +54,13 @@ def run(*, bundle: Path, out: Path, format: str = "onnx") -> int:
         _check_file(out)
         load_onnx()
     else:
-        _check_target(out)
+        check_replaced(out, INDEX, SCHEMA)
     loaded = load_bundle(bundle)
     model, plan, about = loaded.network, _plan(loaded), _about(loaded)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     if not single:
-        with _agreeing(bundle):
-            count = _write_folder(out, model, plan, format, about)
+        with _agreeing(bundle), replaced_folder(out) as folder:
+            count = write_tensors(folder, model, plan, format, about)
         console.print(f"{out}: {count} tensors, listed in {INDEX}")
         return 0
     if plan is None:
@@ -67,7 +71,9 @@ def run(*, bundle: Path, out: Path, format: str = "onnx") -> int:
     make = integer_onnx if format == "onnx-integer" else qdq_onnx
     with _agreeing(bundle):
         content = make(model, plan, about)
-    _write_file(out, content)
+    out = out.absolute()
+    with made_folder(out.parent), told(out):
+        write_files({out: content})
     console.print(f"{out}: {len(content):,} bytes, input {IMAGE!r}, uint8 [{BATCH}, C, H, W]")
     return 0
 
@@ -159,57 +165,6 @@ def _check_file(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"Output {str(path)!r} must be a file, not a folder.")
     check_folder(path.parent)
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    """Write beside the target, then rename."""
-    path = path.absolute()
-    with made_folder(path.parent), told(path):
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".qvit-", delete=False) as file:
-            temporary = Path(file.name)
-        try:
-            temporary.write_bytes(content)
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _check_target(path: Path) -> None:
-    """Raise UserError unless ``path`` can become the folder: absent, empty, or such a folder."""
-    if path.is_symlink():
-        raise UserError(f"Output {str(path)!r} must be a folder, not a file.")
-    if path.is_dir() and any(path.iterdir()):
-        try:
-            known = json.loads((path / INDEX).read_bytes()).get("schema") == SCHEMA
-        except (OSError, ValueError, AttributeError):
-            known = False
-        if not known:
-            raise UserError(f"Output {str(path)!r} holds other files: it is left alone.")
-    check_folder(path, replaced=True)
-
-
-def _write_folder(
-    path: Path, model: VitModel, plan: Plan | None, kind: str, about: Mapping[str, Any]
-) -> int:
-    """Write beside the target, then rename; return the number of tensors."""
-    path = path.absolute()
-    with made_folder(path.parent), told(path):
-        temporary = Path(tempfile.mkdtemp(prefix=".qvit-", dir=path.parent))
-        try:
-            (temporary / "new").mkdir()
-            count = write_files(temporary / "new", model, plan, kind, about)
-            if path.exists():
-                path.rename(temporary / "old")
-            try:
-                (temporary / "new").rename(path)
-            except OSError:
-                if (temporary / "old").exists():
-                    (temporary / "old").rename(path)
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return count
 
 
 if __name__ == "__main__":

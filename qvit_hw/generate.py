@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
 import tomllib
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -29,7 +28,7 @@ from golden.cycles import QUEUE_DEPTH, RowPipeline
 from golden.layernorm import LayerNormSpec, layernorm_pipeline
 from golden.softmax import SoftmaxSpec, softmax_pipeline
 from qvit_hw.errors import UserError
-from qvit_hw.outputs import check_folder, made_folder, told
+from qvit_hw.outputs import check_folder, made_folder, told, write_files
 from rtl.axi import ADAPTER_LATENCY, AxiLayerNorm, AxiRowUnit, AxiSoftmax, slot_bytes
 from rtl.emit import emit, tool_versions
 
@@ -252,12 +251,9 @@ def _specs(bundle: Path | None) -> dict[str, Any]:
 
 
 def _write(out: Path, files: dict[str, str]) -> None:
-    """Put all files in place at once: written beside first, renamed when all are complete."""
-    with made_folder(out), told(out), tempfile.TemporaryDirectory(dir=out, prefix=".qvit-") as name:
-        for file, text in files.items():
-            (Path(name) / file).write_text(text, encoding="utf-8", newline="\n")
-        for file in files:
-            (Path(name) / file).replace(out / file)
+    """Put all files in place at once."""
+    with made_folder(out), told(out):
+        write_files({out / file: text.encode("utf-8") for file, text in files.items()})
 
 
 def run(

@@ -35,7 +35,7 @@ from qvit_hw.errors import UserError
 from qvit_hw.grids import LogGrid
 from qvit_hw.plan import Plan
 
-__all__ = ["INDEX", "SCHEMA", "Tensor", "read_hex", "tensors_of", "write_files", "write_hex"]
+__all__ = ["INDEX", "SCHEMA", "Tensor", "read_hex", "tensors_of", "write_hex", "write_tensors"]
 
 INDEX = "index.json"
 SCHEMA = "qvit-hw/integers"
@@ -126,7 +126,7 @@ def _plain(scale: Any) -> Any:
 # --------------------------------------------------------------------------------------- writing
 
 
-def write_files(
+def write_tensors(
     folder: Path, model: VitModel, plan: Plan | None, kind: str, about: Mapping[str, Any]
 ) -> int:
     """Write all tensors into an empty folder, as "npy" or "hex"; return how many.

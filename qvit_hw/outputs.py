@@ -1,16 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that a command writes: refused before any work, and not there in vain afterwards."""
+"""What a command writes: refused before any work, there in full or not at all, nothing left in vain."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from uuid import uuid4
 
 from .errors import UserError
 
-__all__ = ["check_folder", "made_folder", "told"]
+__all__ = [
+    "check_folder",
+    "check_replaced",
+    "made_folder",
+    "replaced_folder",
+    "told",
+    "write_files",
+]
 
 
 def check_folder(path: Path, *, replaced: bool = False) -> None:
@@ -27,6 +37,65 @@ def check_folder(path: Path, *, replaced: bool = False) -> None:
         raise UserError(f"Output {str(path)!r} cannot be made: {str(base)!r} is not a folder.")
     with told(path), tempfile.TemporaryDirectory(dir=base, prefix=".qvit-"):
         pass  # permissions alone say too little: not every file system takes files
+
+
+def check_replaced(path: Path, index: str, schema: str, lacks: str = "") -> None:
+    """Raise UserError unless ``path`` can become a folder of a kind: absent, empty, or of that kind.
+
+    index, schema: the JSON file that tells the kind, and what it says.  lacks: more words on a folder of
+    something else, such as " and no bundle".
+    """
+    if path.is_symlink():
+        raise UserError(f"Output {str(path)!r} must be a folder, not a file.")
+    if path.is_dir() and any(path.iterdir()):
+        try:
+            known = json.loads((path / index).read_bytes()).get("schema") == schema
+        except (OSError, ValueError, AttributeError):
+            known = False
+        if not known:
+            raise UserError(f"Output {str(path)!r} holds other files{lacks}: it is left alone.")
+    check_folder(path, replaced=True)
+
+
+@contextlib.contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``path``, which takes its place once it is filled, in full or not at all.
+
+    UserError for an OSError.
+    """
+    path = path.absolute()
+    with made_folder(path.parent), told(path):
+        temporary = Path(tempfile.mkdtemp(prefix=".qvit-", dir=path.parent))
+        try:
+            new, old = temporary / "new", temporary / "old"
+            new.mkdir()
+            yield new
+            if path.exists():
+                path.rename(old)
+            try:
+                new.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files into folders that are there: each beside its place, then all renamed; may raise OSError."""
+    staged: list[tuple[Path, Path]] = []
+    try:
+        for path, content in contents.items():
+            temporary = path.with_name(f".qvit-{uuid4().hex}")
+            staged.append((temporary, path))
+            with temporary.open("xb") as file:  # by tempfile it would be for its owner alone
+                file.write(content)
+        for temporary, path in staged:
+            temporary.replace(path)
+    finally:
+        for temporary, _ in staged:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,6 @@ the results claim: they are compared with the bundle's golden codes once more.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,6 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .bundle import Layer, load_bundle
 from .errors import UserError
+from .outputs import write_files
 from .report_page.content import Content, gather
 from .report_page.pictures import PTF_COLOURS, ramp_css
 from .report_page.results import Results, Run, load_results
@@ -66,24 +65,14 @@ def _layers(results: Results, bundle: Path | None) -> Sequence[Layer] | None:
 
 
 def _write(texts: dict[Path, str]) -> None:
-    """Write all files or none: each goes to a temporary file first, then they are renamed."""
-    staged: list[tuple[Path, Path]] = []
+    """Write all files or none."""
     try:
-        for path, text in texts.items():
+        for path in texts:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            staged.append((Path(name), path))
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).chmod(0o644)
-        for temporary, path in staged:
-            temporary.replace(path)
+        write_files({path: text.encode("utf-8") for path, text in texts.items()})
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UserError(f"The report cannot be written to {str(path.parent)!r}: {reason}.") from error
-    finally:
-        for temporary, _ in staged:
-            temporary.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------- page

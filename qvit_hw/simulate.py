@@ -21,7 +21,6 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ from qvit_hw.bundle import Bundle, Layer, load_bundle
 from qvit_hw.diagnosis import diagnose, waveform_path
 from qvit_hw.errors import MissingTool, UserError
 from qvit_hw.generate import select
-from qvit_hw.outputs import check_folder, made_folder, told
+from qvit_hw.outputs import check_folder, made_folder, told, write_files
 from qvit_hw.rtl_folder import load_rtl
 from sim.compare import Comparison, compare
 from sim.job import Case, Job, Outcome, Unit
@@ -341,7 +340,7 @@ def _write(
     seed: int,
     passed: bool,
 ) -> None:
-    """Write outputs.safetensors and results.json, each whole or not at all."""
+    """Write outputs.safetensors and results.json, both or none."""
     outputs = {
         item.task.layer.name: item.outcome.codes.reshape(-1, item.task.layer.input().shape[1]).astype(
             item.task.layer.golden().dtype
@@ -366,15 +365,8 @@ def _write(
         "passed": passed,
     }
 
-    def put(name: str, write: Callable[[Path], object]) -> None:
-        with tempfile.TemporaryDirectory(dir=out, prefix=".qvit-") as folder:
-            part = Path(folder) / name
-            write(part)
-            part.replace(out / name)
-
-    put("outputs.safetensors", lambda path: path.write_bytes(save(outputs)))
     text = json.dumps(document, indent=1) + "\n"
-    put("results.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_files({out / "outputs.safetensors": save(outputs), out / "results.json": text.encode("utf-8")})
 
 
 if __name__ == "__main__":

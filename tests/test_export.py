@@ -19,7 +19,7 @@ from qvit_hw import cli
 from qvit_hw.bundle import load_bundle
 from qvit_hw.errors import MissingTool, UserError
 from qvit_hw.export import integer_onnx, qdq_onnx
-from qvit_hw.integer_files import INDEX, read_hex, write_files, write_hex
+from qvit_hw.integer_files import INDEX, read_hex, write_hex, write_tensors
 from qvit_hw.models import load_model
 from qvit_hw.models.digits import digits_images
 from qvit_hw.onnx_graph import Graph
@@ -289,12 +289,12 @@ def test_names_that_no_file_can_have(tmp_path):
     object.__setattr__(model.nodes[0], "name", "../patch_embed")
     sentence = r"^Node must have a name that can be a file's, not '\.\./patch_embed'\.$"
     with pytest.raises(UserError, match=sentence):
-        write_files(tmp_path, model, None, "npy", {})
+        write_tensors(tmp_path, model, None, "npy", {})
 
 
 def test_fq_vit_s_operators_have_files_and_no_onnx(tmp_path):
     model = fqvit_network()
-    assert write_files(tmp_path, model, None, "hex", {}) == len(list(tmp_path.glob("*.hex")))
+    assert write_tensors(tmp_path, model, None, "hex", {}) == len(list(tmp_path.glob("*.hex")))
     index = json.loads((tmp_path / INDEX).read_text())
     for entry in index["tensors"]:
         want = pack_node(model[entry["node"]])[1]
