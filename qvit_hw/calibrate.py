@@ -76,11 +76,12 @@ def run(
     vector_images: int | None = None,
     affine: str = "dyadic",
     budget: str | None = None,
-    score: str = "error",
+    score: str | None = None,
 ) -> int:
     """Calibrate ``model`` and write the bundle ``out``; return the exit status, 0.
 
-    budget, score: for widths layer by layer, see :mod:`qvit_hw.budget` and :mod:`qvit_hw.allocation`.
+    budget, score: for widths layer by layer, see :mod:`qvit_hw.budget` and :mod:`qvit_hw.allocation`; the
+    score is "error" unless told otherwise, and there is none without a budget.
     Raises UserError, with nothing written, for any input that will not do.
     """
     out = Path(out)
@@ -91,12 +92,15 @@ def run(
             {
                 "--affine shift": affine != "dyadic",
                 "--budget": budget is not None,
+                "--score": score is not None,
                 "--weights": weights not in (None, "minmax"),
                 "--reparam": bool(reparam),
                 "--bias-correction": bias_correction,
             }
         )
-    check_score(score)
+    if score is not None and budget is None:
+        raise UserError("Score chooses widths under a budget: give a --budget, too.")
+    scored = check_score("error" if score is None else score)
     wanted = None if budget is None else parse_budget(budget)
     check_target(out)
     loaded = load_model(model, checkpoint=checkpoint, pretrained=pretrained, image_size=image_size)
@@ -137,7 +141,9 @@ def run(
             prepared = prepare(network, pixels, chosen, affine, watch)
             if wanted is not None:
                 tried = watch("widths", len(WEIGHT_BITS))
-                allocation = allocate(network, pixels, chosen, prepared.build, wanted, score, tried)
+                allocation = allocate(
+                    network, pixels, chosen, prepared.build, wanted, scored, tried
+                )
             calibrated = prepared.finish(None if allocation is None else allocation.bits, watch)
             contents["nodes"] = export(network, calibrated.plan)
             contents["plan"], contents["scales"] = pack_plan(calibrated.plan)

@@ -203,8 +203,11 @@ def calibrate(
         ),
     ] = None,
     score: Annotated[
-        str, typer.Option(help="Of widths, under a budget: error, gradient or relevance.")
-    ] = "error",
+        str | None,
+        typer.Option(
+            help="Of widths, under a budget: error, gradient or relevance.  [default: error]"
+        ),
+    ] = None,
 ) -> int:
     """Observe a float model on images and freeze it into a bundle of integers."""
     return _run(

@@ -185,6 +185,8 @@ def test_version_names_everything_that_can_change_a_result(capsys):
         (["--preset", "w1a1"], "Preset must be one of"),
         (["--observer", "guess"], "Observer must be one of"),
         (["--affine", "float"], "Affine must be one of"),
+        (["--score", "error"], "Score chooses widths under a budget: give a --budget, too."),
+        (["--score", "luck", "--budget", "size:6"], "Score must be one of error, "),
         (["--calibration", "0"], "at least 1, not 0"),
         (["--vector-images", "0"], "at least 1, not 0"),
         (["--checkpoint", "no/such.safetensors"], "does not exist"),

@@ -108,6 +108,7 @@ def test_there_is_nothing_to_generate_or_to_simulate(folder: Path, tmp_path: Pat
     [
         ({"affine": "shift"}, "--affine shift"),
         ({"budget": "size:6"}, "--budget"),
+        ({"score": "error"}, "--score"),
         ({"weights": "gptq"}, "--weights"),
         ({"reparam": 0.5}, "--reparam"),
         ({"bias_correction": True}, "--bias-correction"),
