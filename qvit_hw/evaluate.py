@@ -4,8 +4,8 @@
     python -m qvit_hw.evaluate --bundle B --data DIR|digits|bundled [--limit N] [--jobs J] [--out DIR]
 
 Three models see the same pixels: timm's own in float, the calibrated one (float arithmetic on the
-integer grids) and the golden one (integers). The folder ``out`` gets a page, ``evaluation.html``, and
-``evaluation.json``, which :mod:`qvit_hw.evaluation` describes.
+integer grids) and the golden one (integers). The folder ``out`` becomes a page, ``evaluation.html``, and
+``evaluation.json``, which :mod:`qvit_hw.evaluation` describes; a folder of anything else is left alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qvit_hw import timing as clock
 from qvit_hw.crew import Bench, Crew, Origin
 from qvit_hw.errors import UserError
 from qvit_hw.evaluation import BAR, MODELS, Evaluation, Speed
-from qvit_hw.evaluation_page import PAGE, write_page
+from qvit_hw.evaluation_page import PAGE, check_page_folder, write_page
 from qvit_hw.measuring import (
     Floats,
     Outcome,
@@ -34,7 +34,6 @@ from qvit_hw.measuring import (
     compare_tensors,
 )
 from qvit_hw.models.labelled import class_count
-from qvit_hw.outputs import check_folder
 from qvit_hw.sensitivity import Watch, find_sensitivity
 
 __all__ = ["Effort", "evaluate", "measure", "run"]
@@ -65,7 +64,7 @@ def run(
     Options as of :func:`evaluate`. Raises UserError, with nothing written, for any input that will not do.
     """
     out = Path(out)
-    check_folder(out)
+    check_page_folder(out)
     origin = Origin(Path(bundle), data, limit, checkpoint, pretrained, class_map, unlabelled)
     effort = Effort(jobs, batch, tensors, sensitivity, timing)
     bench = Bench.load(origin)

@@ -20,12 +20,12 @@ import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from .evaluation import BAR, MODELS, Cost, Evaluation, Sensitivity, Tensor, document
+from .evaluation import BAR, MODELS, SCHEMA, Cost, Evaluation, Sensitivity, Tensor, document
 from .models.labelled import Labelled
-from .outputs import made_folder, told, write_files
+from .outputs import check_replaced, replaced_folder
 from .report_page.charts import Band, Point, depth_chart, disagreement_chart
 
-__all__ = ["JSON", "PAGE", "render", "write_page"]
+__all__ = ["JSON", "PAGE", "check_page_folder", "render", "write_page"]
 
 PAGE, JSON = "evaluation.html", "evaluation.json"
 _FOLDER = Path(__file__).parent / "report_page"
@@ -36,14 +36,21 @@ _DEAREST = 12
 """Single quantisers that the page lists."""
 
 
+def check_page_folder(out: Path) -> None:
+    """Raise UserError unless ``out`` can hold an evaluation: absent, an empty folder, or an older one."""
+    check_replaced(out, JSON, SCHEMA, " and no evaluation")
+
+
 def write_page(found: Evaluation, out: Path, data: Labelled) -> None:
-    """Write PAGE and JSON into the folder ``out``, both or none; UserError where that cannot be."""
+    """Make ``out`` a folder of PAGE and JSON, in place of an older one; UserError where that cannot be."""
+    check_page_folder(out)
     texts = {
         PAGE: render(found, data),
         JSON: json.dumps(document(found), indent=1, allow_nan=False, ensure_ascii=False) + "\n",
     }
-    with made_folder(out), told(out):
-        write_files({out / name: text.encode("utf-8") for name, text in texts.items()})
+    with replaced_folder(out) as folder:
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def render(found: Evaluation, data: Labelled) -> str:

@@ -220,6 +220,12 @@ def flat(bundle: Path, out: Path) -> list[str]:
     return ["--data", str(out / "flat")]
 
 
+def foreign(bundle: Path, out: Path) -> list[str]:
+    (out / "mine").mkdir()
+    (out / "mine" / "evaluation.json").write_text('{"schema": "somebody else\'s"}')
+    return ["--out", str(out / "mine")]
+
+
 REFUSED = [
     (lambda *_: ["--limit", "0"], "must be at least 1, not 0"),
     (lambda *_: ["--jobs", "0"], "processes must be at least 1, not 0"),
@@ -229,6 +235,7 @@ REFUSED = [
     (lambda *_: ["--bundle", "nowhere"], "is not a bundle"),
     (lambda *_: ["--data", "nowhere"], "does not exist"),
     (lambda *_: ["--out", "/dev/null/x"], "is not a folder"),
+    (foreign, "holds other files and no evaluation: it is left alone."),
     (flat, "has no classes"),
     (damaged, "network.safetensors"),
     (other_weights, "was made of other weights"),

@@ -261,9 +261,20 @@ def test_page_and_json_are_written(tmp_path):
     assert told == json.loads(json.dumps(document(found)))
 
 
+def test_an_older_evaluation_is_replaced_and_nothing_else(tmp_path):
+    write_page(replace(sample(), images=12), tmp_path / "out", pictures())
+    write_page(replace(sample(), images=13), tmp_path / "out", pictures())
+    assert json.loads((tmp_path / "out" / JSON).read_text())["images"] == 13
+    (tmp_path / "out" / JSON).unlink()
+    sentence = r"^Output '.*out' holds other files and no evaluation: it is left alone\.$"
+    with pytest.raises(UserError, match=sentence):
+        write_page(sample(), tmp_path / "out", pictures())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [PAGE]
+
+
 def test_a_folder_that_cannot_be_is_refused_and_nothing_is_left(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"^Output '.*out' cannot be written: .*\.$"):
+    with pytest.raises(UserError, match=r"^Output '.*out' cannot be made: '.*file' is not a folder\.$"):
         write_page(sample(), tmp_path / "file" / "out", pictures())
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
