@@ -5,7 +5,8 @@ A command is a function here, which declares the options, and a ``run`` in the m
 which does the work and returns the exit status. That module is imported when the command runs and
 not before, so that ``--help`` never waits for torch.
 
-Exit status: 0 all well, 1 golden and RTL differ, 2 bad input, 3 a tool is missing.
+Exit status: 0 all well, 1 golden and RTL differ, 2 bad input, 3 a tool or a package is missing, and 130
+(as shells have it) after an interrupt, on which every command puts away what it has not finished.
 """
 
 from __future__ import annotations

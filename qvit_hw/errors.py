@@ -9,4 +9,4 @@ class UserError(Exception):
 
 
 class MissingTool(UserError):
-    """A simulator or a compiler is not there; the command line exits with status 3."""
+    """A simulator, a compiler or a package is not installed; the command line exits with status 3."""

