@@ -3,9 +3,10 @@
 
     python -m qvit_hw.evaluate --bundle B --data DIR|digits|bundled [--limit N] [--jobs J] [--out DIR]
 
-Three models see the same pixels: timm's own in float, the calibrated one (float arithmetic on the
-integer grids) and the golden one (integers). The folder ``out`` becomes a page, ``evaluation.html``, and
-``evaluation.json``, which :mod:`qvit_hw.evaluation` describes; a folder of anything else is left alone.
+Three models see the same pixels: timm's own in float, the calibrated one (float arithmetic on the integer
+grids; a preset for the golden model alone has none) and the golden one (integers). The folder ``out`` becomes
+a page, ``evaluation.html``, and ``evaluation.json``, which :mod:`qvit_hw.evaluation` describes; a folder of
+anything else is left alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from qvit_hw import tally
 from qvit_hw import timing as clock
 from qvit_hw.crew import Bench, Crew, Origin
 from qvit_hw.errors import UserError
-from qvit_hw.evaluation import BAR, MODELS, Evaluation, Speed
+from qvit_hw.evaluation import BAR, Evaluation, Speed
 from qvit_hw.evaluation_page import PAGE, check_page_folder, write_page
 from qvit_hw.measuring import (
     Floats,
@@ -148,6 +149,8 @@ class Effort:
 def measure(bench: Bench, effort: Effort, origin: Origin | None = None) -> Evaluation:
     """Do everything; several processes and timing need the ``origin`` of the bench."""
     subject, data = bench.subject, bench.data
+    if subject.calibrated is None and effort.sensitivity:
+        raise UserError("Quantisers are tried in the calibrated model, which this bundle lacks.")
     console = Console(stderr=True, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
@@ -160,12 +163,13 @@ def measure(bench: Bench, effort: Effort, origin: Origin | None = None) -> Evalu
 
         numbers = range(len(data))
         batches = [numbers[at : at + effort.batch] for at in numbers[:: effort.batch]]
-        parts = watch("three models", batches, crew.map(see, batches))
+        parts = watch("models", batches, crew.map(see, batches))
         outcomes = [outcome for part in parts for outcome in part]
         chosen = tally.spread(len(data), effort.tensors)
         traced = list(watch("tensors", chosen, crew.map(trace, chosen)))
         tried = tally.spread(len(data), effort.images_to_try(subject.loaded.input_size))
-        sensitivity = find_sensitivity(crew, tried, watch) if tried else None
+        tries = bool(tried) and subject.calibrated is not None
+        sensitivity = find_sensitivity(crew, tried, watch) if tries else None
         speeds = _speeds(bench, effort, origin, watch) if effort.timing and origin else ()
     classifier = class_count(subject.loaded) > 0
     return Evaluation(
@@ -174,9 +178,9 @@ def measure(bench: Bench, effort: Effort, origin: Origin | None = None) -> Evalu
         data=data.source,
         images=len(data),
         classes=data.classes,
-        accuracies=tally.accuracies(outcomes),
-        differences=tally.differences(outcomes),
-        agreements=tally.agreements(outcomes, classifier),
+        accuracies=tally.accuracies(outcomes, subject.models),
+        differences=tally.differences(outcomes, subject.models),
+        agreements=tally.agreements(outcomes, classifier, subject.models),
         traced=len(chosen),
         lowering=max(wrong for _, wrong in traced),
         tensors=tally.tensors(subject, [sums for sums, _ in traced]),
@@ -193,6 +197,11 @@ def _notes(bench: Bench) -> Iterator[str]:
         yield bench.data.note
     if not loaded.trained:
         yield f"Model {loaded.name!r} has {loaded.source}."
+    if bench.subject.calibrated is None:
+        yield (
+            f"Preset {bench.bundle['preset']!r} is for the golden model alone: there is no calibrated model, "
+            "no comparison with its codes, and no trial of single quantisers."
+        )
 
 
 def see(bench: Bench, numbers: Sequence[int]) -> list[Outcome]:
@@ -215,8 +224,9 @@ def _speeds(bench: Bench, effort: Effort, origin: Origin, watch: Watch) -> tuple
         "checkpoint": None if origin.checkpoint is None else str(origin.checkpoint.resolve()),
         "pretrained": origin.pretrained,
     }
-    runs = (clock.measure(model, images, request) for model in MODELS)
-    return tuple(Speed(**answer) for answer in watch("time and memory", MODELS, runs))
+    models = bench.subject.models
+    runs = (clock.measure(model, images, request) for model in models)
+    return tuple(Speed(**answer) for answer in watch("time and memory", models, runs))
 
 
 # ----------------------------------------------------------------------------------------- summary
@@ -232,7 +242,7 @@ def print_summary(found: Evaluation, out: Path) -> None:
         title_justify="left",
         box=box.SIMPLE,
     )
-    for model in MODELS:
+    for model in found.models:
         table.add_column(model, justify="right", no_wrap=True)
     for label, values in _rows(found):
         table.add_row(label, *values)
@@ -242,7 +252,8 @@ def print_summary(found: Evaluation, out: Path) -> None:
             f"{each.model} against {each.against}: {100 * each.difference:+.2f} points (95 %: "
             f"{100 * each.low:+.2f} to {100 * each.high:+.2f}), {each.won} won, {each.lost} lost"
         )
-    console.print(_codes(found))
+    if found.holds is not None:
+        console.print(_codes(found))
     if found.sensitivity is not None:
         groups = sorted(found.sensitivity.groups, key=lambda cost: -cost.noise)[:3]
         most = ", ".join(f"{cost.name} {_number(cost.alone_db, '.1f')} dB" for cost in groups)
@@ -253,8 +264,8 @@ def print_summary(found: Evaluation, out: Path) -> None:
 
 
 def _rows(found: Evaluation) -> Iterator[tuple[str, list[str]]]:
-    """What is known of the three models: (what, a text a model)."""
-    pairs = [found.between(model, MODELS[0]) for model in MODELS[1:]]
+    """What is known of the models: (what, a text a model)."""
+    pairs = [found.between(model, found.models[0]) for model in found.models[1:]]
     if found.accuracies:
         shares = [accuracy.top1 for accuracy in found.accuracies]
         yield "top-1", [f"{100 * share.share:.2f} %" for share in shares]
@@ -271,13 +282,14 @@ def _rows(found: Evaluation) -> Iterator[tuple[str, list[str]]]:
 def _codes(found: Evaluation) -> str:
     """What the calibrated and the golden model have in common."""
     total = sum(tensor.elements for tensor in found.tensors)
-    wrong = sum(tensor.end_to_end for tensor in found.tensors)
+    wrong = sum(tensor.end_to_end or 0 for tensor in found.tensors)
     text = f"calibrated and golden: {total - wrong:,} of {total:,} codes equal"
     if not wrong:
         return text
-    worst = min(found.tensors, key=lambda tensor: tensor.agreement)
+    shares = {t.name: t.agreement for t in found.tensors if t.agreement is not None}
+    worst, least = min(shares.items(), key=lambda item: item[1])
     verdict = "at least" if found.holds else f"{len(found.apart)} tensors below"
-    return f"{text}, worst {worst.name} {100 * worst.agreement:.3f} %; {verdict} {100 * BAR:g} %"
+    return f"{text}, worst {worst} {100 * least:.3f} %; {verdict} {100 * BAR:g} %"
 
 
 def _number(value: float | None, layout: str) -> str:

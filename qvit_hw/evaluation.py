@@ -7,13 +7,14 @@ An :class:`Evaluation` is what :func:`qvit_hw.evaluate.evaluate` returns and wha
 equal tensors).
 
 Three models see the same images: *float* (timm's own), *calibrated* (float arithmetic on integer grids)
-and *golden* (integers).
+and *golden* (integers). A preset for the golden model alone has no calibrated one: what compares with it is
+null.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ __all__ = [
     "Tensor",
     "decibel",
     "document",
+    "pairs_of",
 ]
 
 SCHEMA = "qvit-hw/evaluation"
@@ -45,6 +47,11 @@ BAR = 0.999
 """Share of codes on which the calibrated and the golden model must agree, on every tensor."""
 _Z = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
+
+
+def pairs_of(models: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """The PAIRS that these of the MODELS make."""
+    return tuple(pair for pair in PAIRS if set(pair) <= set(models))
 
 
 def decibel(signal: float, noise: float) -> float | None:
@@ -156,7 +163,8 @@ class Tensor:
     sqnr_calibrated_db, cosine_calibrated: of the calibrated model against float.  end_to_end: codes
     that differ between calibrated and golden, each computed from the pixels on; operator: that differ when
     the calibrated operator is given the golden model's inputs; ties: how many of the latter were, before
-    rounding, within 1/1000 of a code of the boundary, so that float rounding decided.
+    rounding, within 1/1000 of a code of the boundary, so that float rounding decided.  The last three are
+    None where there is no calibrated model.
     """
 
     name: str
@@ -168,19 +176,25 @@ class Tensor:
     cosine: float | None
     sqnr_calibrated_db: float | None
     cosine_calibrated: float | None
-    end_to_end: int
-    operator: int
-    ties: int
+    end_to_end: int | None
+    operator: int | None
+    ties: int | None
 
     @property
-    def agreement(self) -> float:
+    def agreement(self) -> float | None:
         """Share of equal codes, both models from the pixels on."""
-        return 1 - self.end_to_end / self.elements
+        return None if self.end_to_end is None else 1 - self.end_to_end / self.elements
 
     @property
-    def operator_agreement(self) -> float:
+    def operator_agreement(self) -> float | None:
         """Share of equal codes of the operator alone."""
-        return 1 - self.operator / self.elements
+        return None if self.operator is None else 1 - self.operator / self.elements
+
+    @property
+    def least_agreement(self) -> float:
+        """The smaller of both; 1 where nothing was compared."""
+        shares = (self.agreement, self.operator_agreement)
+        return min((share for share in shares if share is not None), default=1.0)
 
 
 @dataclass(frozen=True)
@@ -274,15 +288,21 @@ class Evaluation:
     notes: tuple[str, ...]
 
     @property
-    def apart(self) -> tuple[Tensor, ...]:
-        """The tensors whose codes are below the bar, worst first."""
-        found = [t for t in self.tensors if min(t.agreement, t.operator_agreement) < BAR]
-        return tuple(sorted(found, key=lambda t: min(t.agreement, t.operator_agreement)))
+    def models(self) -> tuple[str, ...]:
+        """Those of MODELS that there are."""
+        seen = {name for pair in self.agreements for name in (pair.model, pair.against)}
+        return tuple(name for name in MODELS if name in seen)
 
     @property
-    def holds(self) -> bool:
-        """Whether calibrated and golden model agree on BAR of the codes of every tensor."""
-        return not self.apart
+    def apart(self) -> tuple[Tensor, ...]:
+        """The tensors whose codes are below the bar, worst first."""
+        found = [tensor for tensor in self.tensors if tensor.least_agreement < BAR]
+        return tuple(sorted(found, key=lambda tensor: tensor.least_agreement))
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether calibrated and golden model agree on BAR of every tensor's codes; None without both."""
+        return not self.apart if "calibrated" in self.models else None
 
     def of(self, model: str) -> Accuracy:
         """Accuracy of a model; KeyError where there are no labels."""

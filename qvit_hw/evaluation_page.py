@@ -20,7 +20,7 @@ import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from .evaluation import BAR, MODELS, SCHEMA, Cost, Evaluation, Sensitivity, Tensor, document
+from .evaluation import BAR, SCHEMA, Cost, Evaluation, Sensitivity, Tensor, document
 from .models.labelled import Labelled
 from .outputs import check_replaced, replaced_folder
 from .report_page.charts import Band, Point, depth_chart, disagreement_chart
@@ -76,15 +76,16 @@ def render(found: Evaluation, data: Labelled) -> str:
     return environment.get_template("evaluation.html.j2").render(
         e=found,
         bar=BAR,
-        models=MODELS,
+        models=found.models,
+        complete=found.holds is not None,
         headline=_headline(found),
         elements=sum(tensor.elements for tensor in found.tensors),
-        differing=sum(tensor.end_to_end for tensor in found.tensors),
-        wrong=sum(tensor.operator for tensor in found.tensors),
-        ties=sum(tensor.ties for tensor in found.tensors),
+        differing=sum(tensor.end_to_end or 0 for tensor in found.tensors),
+        wrong=sum(tensor.operator or 0 for tensor in found.tensors),
+        ties=sum(tensor.ties or 0 for tensor in found.tensors),
         operators=sorted({tensor.op for tensor in found.tensors}),
         series=series,
-        depth=depth_chart(_points_of(found.tensors, series), bands),
+        depth=depth_chart(_points_of(found, series), bands),
         apart=_apart_chart(found.tensors, series, bands),
         error=None if found.sensitivity is None else _error(found.sensitivity),
         whiskers=_whiskers(found),
@@ -132,16 +133,22 @@ def _bands(tensors: Sequence[Tensor]) -> list[Band]:
     return bands
 
 
-def _points_of(tensors: Sequence[Tensor], series: Sequence[str]) -> list[Point]:
+def _points_of(found: Evaluation, series: Sequence[str]) -> list[Point]:
+    def text(tensor: Tensor) -> str:
+        told = f"{tensor.name}: {_db(tensor.sqnr_db)}"
+        return (
+            told if found.holds is None else f"{told}, calibrated {_db(tensor.sqnr_calibrated_db)}"
+        )
+
     return [
         Point(
             place,
             tensor.sqnr_db,
             series.index(tensor.group),
-            f"{tensor.name}: {_db(tensor.sqnr_db)}, calibrated {_db(tensor.sqnr_calibrated_db)}",
+            text(tensor),
             tensor.name.removeprefix(tensor.part),
         )
-        for place, tensor in enumerate(tensors)
+        for place, tensor in enumerate(found.tensors)
     ]
 
 
@@ -153,11 +160,13 @@ def _apart_chart(
         return None
     ends, operators = [], []
     for place, tensor in enumerate(tensors):
-        text = f"{tensor.name}: {percent(tensor.agreement)} equal, the operator alone "
-        text += percent(tensor.operator_agreement)
+        whole, alone = tensor.agreement, tensor.operator_agreement
+        if whole is None or alone is None:
+            continue
+        text = f"{tensor.name}: {percent(whole)} equal, the operator alone {percent(alone)}"
         number = series.index(tensor.group)
-        ends.append(Point(place, 1 - tensor.agreement, number, text))
-        operators.append(Point(place, 1 - tensor.operator_agreement, number, text))
+        ends.append(Point(place, 1 - whole, number, text))
+        operators.append(Point(place, 1 - alone, number, text))
     return disagreement_chart(ends, operators, bands, 1 - BAR)
 
 
@@ -226,7 +235,7 @@ def _examples(found: Evaluation, data: Labelled) -> list[dict[str, Any]]:
             "label": name(example.label),
             "says": [
                 (model, name(said), said == example.label)
-                for model, said in zip(MODELS, example.says, strict=True)
+                for model, said in zip(found.models, example.says, strict=True)
             ],
         }
         for example in found.examples

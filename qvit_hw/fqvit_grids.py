@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,13 @@ from golden.node import Node
 from golden.vit import VitModel
 from qvit_hw.errors import UserError
 from qvit_hw.grids import AffineGrid
+from qvit_hw.network import IMAGE, Linear, Network, PatchEmbed
 from qvit_hw.presets import find_preset
 
-__all__ = ["FqCalibrated", "FqGrid", "LevelGrid", "load_fqvit", "pack_fqvit"]
+if TYPE_CHECKING:
+    from qvit_hw.bundle import Bundle
+
+__all__ = ["FqCalibrated", "FqGrid", "LevelGrid", "load_fqvit", "pack_fqvit", "rebuild_fqvit"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -56,6 +60,21 @@ class FqCalibrated:
         """What integers of a golden node mean."""
         return np.asarray(self.grids[name].values(torch.tensor(np.asarray(codes)).double()).numpy())
 
+    def rounded(self, network: Network) -> Iterator[tuple[Floats, Floats]]:
+        """The weights [out, in] of every layer, the float network's and the rounded ones, in one unit."""
+        params = {node.name: node.params for node in self.nodes}
+        for node in _layers(network):
+            unit = 1.0 if IMAGE in node.inputs else self._scale(self.places[node.inputs[0]])
+            scale = np.reshape(self._scale(node.name), (-1, 1))
+            rounded = np.asarray(params[node.name].weight * scale, np.float64)
+            yield node.weight.double().numpy() * unit, rounded
+
+    def _scale(self, name: str) -> Floats:
+        grid = self.grids[name]
+        if not isinstance(grid, AffineGrid):
+            raise UserError(f"The bundle's plan is not of its network: {name!r} has no scale.")
+        return grid.scale
+
 
 def pack_fqvit(made: FqCalibrated) -> tuple[dict[str, Any], dict[str, Floats]]:
     """Return (JSON entry, float64 tensors): a bundle's "plan" and scales."""
@@ -91,6 +110,28 @@ def load_fqvit(
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"The bundle's plan is not of its network: {error}.") from error
     return FqCalibrated(list(model.nodes), grids, places)
+
+
+def rebuild_fqvit(bundle: Bundle, network: Network) -> FqCalibrated:
+    """Return what a bundle of the preset keeps; UserError where it is not of this float network."""
+    made = load_fqvit(bundle.plan, bundle.scales, bundle.network)
+    if (
+        list(made.places) != [node.name for node in network]
+        or network.input_size != bundle.network.input_size
+        or any(
+            np.shape(bundle.network[layer.name].params.weight) != tuple(layer.weight.shape)
+            for layer in _layers(network)
+        )
+    ):
+        name = bundle.manifest["model"].get("name")
+        raise UserError(
+            f"Bundle {str(bundle.path)!r} is not of this model: it was made of {name!r}."
+        )
+    return made
+
+
+def _layers(network: Network) -> list[Linear | PatchEmbed]:
+    return [node for node in network if isinstance(node, Linear | PatchEmbed)]
 
 
 def _grid(part: Mapping[str, Any], scales: Mapping[str, Floats], spec: Any) -> FqGrid:

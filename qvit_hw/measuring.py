@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three models of one network on the same pixels, image by image.
+"""The models of one network on the same pixels, image by image.
 
 Every function here takes a :class:`Subject` and gives sums that can be added up: results do not depend on how
 images are dealt out to batches and processes, to the last bit, if the sums are added in the order of the
@@ -9,7 +9,7 @@ depend on its shape; the golden model's results depend on nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,11 +25,12 @@ from golden.vit import VitModel
 from qvit_hw.bundle import Bundle
 from qvit_hw.calibrated import CalibratedModel
 from qvit_hw.errors import UserError
-from qvit_hw.evaluation import MODELS, PAIRS
+from qvit_hw.evaluation import MODELS, pairs_of
+from qvit_hw.fqvit_grids import FqCalibrated, rebuild_fqvit
 from qvit_hw.models import LoadedModel, load_model
 from qvit_hw.models.images import normalise
 from qvit_hw.network import IMAGE, Linear, Network, Node, PatchEmbed
-from qvit_hw.stored_plan import rebuild
+from qvit_hw.stored_plan import is_golden_only, rebuild
 
 __all__ = [
     "SUMS",
@@ -39,6 +40,7 @@ __all__ = [
     "compare_tensors",
     "dot",
     "one_thread",
+    "rounded_weights",
     "weight_error",
 ]
 
@@ -63,11 +65,16 @@ def one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """The three models of one network."""
+    """The models of one network.
+
+    calibrated: None for a preset that is for the golden model alone; then ``fqvit`` tells what the golden
+    model's integers mean.
+    """
 
     loaded: LoadedModel
-    calibrated: CalibratedModel
+    calibrated: CalibratedModel | None
     golden: VitModel
+    fqvit: FqCalibrated | None = None
 
     @classmethod
     def load(cls, bundle: Bundle, *, checkpoint: Path | None, pretrained: bool) -> Subject:
@@ -79,13 +86,19 @@ class Subject:
             pretrained=pretrained,
             image_size=_square(bundle.network.input_size),
         )
-        calibrated = rebuild(bundle, loaded.network)
-        if weight_error(calibrated) > OTHER_WEIGHTS:
+        calibrated, fqvit = None, None
+        if is_golden_only(bundle):
+            fqvit = rebuild_fqvit(bundle, loaded.network)
+            rounded = fqvit.rounded(loaded.network)
+        else:
+            calibrated = rebuild(bundle, loaded.network)
+            rounded = rounded_weights(calibrated)
+        if weight_error(rounded) > OTHER_WEIGHTS:
             raise UserError(
                 f"Bundle {str(bundle.path)!r} was made of other weights ({about.get('source')}) than "
                 f"{loaded.source}: give the --checkpoint or --pretrained that it was calibrated with."
             )
-        return cls(loaded, calibrated, bundle.network)
+        return cls(loaded, calibrated, bundle.network, fqvit)
 
     @property
     def image_size(self) -> int | None:
@@ -94,8 +107,13 @@ class Subject:
 
     @property
     def network(self) -> Network:
-        """The float network that the calibrated model is of."""
-        return self.calibrated.network
+        """The float network that the others are of."""
+        return self.loaded.network
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Those of MODELS that there are."""
+        return MODELS if self.calibrated is not None else (MODELS[0], MODELS[-1])
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -109,20 +127,28 @@ class Subject:
         return np.asarray(out[0].double().numpy())
 
     def outputs(self, images: Pixels) -> Floats:
-        """Outputs [3, B, K] of the models, in the order of MODELS, for images [B, C, H, W]."""
-        found = np.stack(
-            [
-                np.stack([self.float_output(image[None]) for image in images]),
-                np.concatenate([self.calibrated_outputs(image[None]) for image in images]),
-                self.calibrated.values(self.golden.output, self.golden(images)),
-            ]
+        """Outputs [models, B, K] for images [B, C, H, W]."""
+        found = [np.stack([self.float_output(image[None]) for image in images])]
+        if self.calibrated is not None:
+            found.append(np.concatenate([self.calibrated_outputs(each[None]) for each in images]))
+        found.append(
+            self.values(self.network.output.name, {self.golden.output: self.golden(images)})
         )
-        assert len(found) == len(MODELS)
-        return found
+        assert len(found) == len(self.models)
+        return np.stack(found)
 
     def calibrated_outputs(self, images: Pixels, active: Collection[str] | None = None) -> Floats:
         """Outputs [B, K] of the calibrated model with these quantisers (None: all of them)."""
+        assert self.calibrated is not None
         return np.asarray(self.calibrated.run(torch.tensor(images), active).double().numpy())
+
+    def values(self, name: str, golden: Mapping[str, Any]) -> Floats:
+        """What the golden model's integers, a mapping by node, say of a tensor of the network."""
+        if self.calibrated is not None:
+            return np.ascontiguousarray(self.calibrated.values(name, golden[name]))
+        assert self.fqvit is not None
+        place = self.fqvit.places[name]
+        return np.ascontiguousarray(self.fqvit.values(place, golden[place]))
 
 
 def _square(input_size: tuple[int, int, int]) -> int | None:
@@ -130,19 +156,25 @@ def _square(input_size: tuple[int, int, int]) -> int | None:
     return height if height == width else None
 
 
-def weight_error(calibrated: CalibratedModel) -> float:
-    """Noise of the rounded weights against the float network's, as a share of their energy.
-
-    The median over all layers: about 0.01 at 4 bits, about 2 for the weights of another network.
-    """
-    errors = []
+def rounded_weights(calibrated: CalibratedModel) -> Iterator[tuple[Floats, Floats]]:
+    """The weights [out, in] of every layer, the float network's and the rounded ones, in one unit."""
     for name, planned in calibrated.plan.weights.items():
         node = calibrated.network[name]
         assert isinstance(node, Linear | PatchEmbed)
         unit = 1.0 if IMAGE in node.inputs else calibrated.plan.affine(node.inputs[0]).scale
-        exact = node.weight.double().numpy() * unit
-        error = planned.codes * np.reshape(planned.scale, (-1, 1)) - exact
-        errors.append(dot(error, error) / max(dot(exact, exact), np.finfo(float).tiny))
+        rounded = np.asarray(planned.codes * np.reshape(planned.scale, (-1, 1)), np.float64)
+        yield node.weight.double().numpy() * unit, rounded
+
+
+def weight_error(weights: Iterable[tuple[Floats, Floats]]) -> float:
+    """Noise of rounded weights, as a share of their energy, from pairs (exact, rounded), one a layer.
+
+    The median over all layers: about 0.01 at 4 bits, about 2 for the weights of another network.
+    """
+    errors = [
+        dot(error := rounded - exact, error) / max(dot(exact, exact), np.finfo(float).tiny)
+        for exact, rounded in weights
+    ]
     return float(np.median(errors))
 
 
@@ -151,7 +183,7 @@ def weight_error(calibrated: CalibratedModel) -> float:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the models make of one image; tuples are in the order of MODELS or PAIRS.
+    """What the models make of one image; tuples are in the order of the models, or of their pairs.
 
     first: the largest output's number.  rank: how many classes come before the label, 0 if it is the
     first guess; None without a label.  energy: of the outputs.  noise, cosine: of a pair's outputs.  equal:
@@ -169,17 +201,17 @@ class Outcome:
 def compare_outputs(
     subject: Subject, images: Pixels, labels: Sequence[int] | None = None
 ) -> list[Outcome]:
-    """Run all three models on images [B, C, H, W] and compare what comes out, image by image."""
-    outputs = subject.outputs(images)
+    """Run all models on images [B, C, H, W] and compare what comes out, image by image."""
+    outputs, models = subject.outputs(images), subject.models
+    pairs = [(models.index(one), models.index(other)) for one, other in pairs_of(models)]
     return [
-        _outcome(outputs[:, place], None if labels is None else int(labels[place]))
+        _outcome(outputs[:, place], pairs, None if labels is None else int(labels[place]))
         for place in range(len(images))
     ]
 
 
-def _outcome(outputs: Floats, label: int | None) -> Outcome:
+def _outcome(outputs: Floats, pairs: Sequence[tuple[int, int]], label: int | None) -> Outcome:
     energies = [dot(out, out) for out in outputs]
-    pairs = [(MODELS.index(one), MODELS.index(other)) for one, other in PAIRS]
     return Outcome(
         first=tuple(int(out.argmax()) for out in outputs),
         rank=None if label is None else tuple(_rank(out, label) for out in outputs),
@@ -222,7 +254,8 @@ SUMS = (
     "operator",
     "ties",
 )
-"""What is summed up over each tensor, in this order; see :class:`qvit_hw.evaluation.Tensor`."""
+"""What is summed up over each tensor, in this order; see :class:`qvit_hw.evaluation.Tensor`. From
+noise_calibrated on 0 without a calibrated model."""
 
 
 def compare_tensors(subject: Subject, image: Pixels) -> tuple[Floats, float]:
@@ -232,20 +265,20 @@ def compare_tensors(subject: Subject, image: Pixels) -> tuple[Floats, float]:
     a share of the largest output.
     """
     golden = subject.golden.trace(image)
-    recorded = subject.calibrated.record(torch.tensor(image))
+    calibrated = subject.calibrated
+    recorded = {} if calibrated is None else calibrated.record(torch.tensor(image))
     known: Mapping[str, Any] = {IMAGE: image, **golden}
     sums: dict[str, list[float]] = {}
 
     def tap(node: Node, out: torch.Tensor) -> torch.Tensor:
         name = node.name
         exact = out.double().numpy()
-        row = [float(exact.size), dot(exact, exact)]
-        for codes in (golden[name], recorded[name]):
-            values = np.ascontiguousarray(subject.calibrated.values(name, codes))
-            error = values - exact
-            row += [dot(error, error), dot(values, values), dot(values, exact)]
-        row.append(float((golden[name] != recorded[name]).sum()))
-        sums[name] = [*row, *_compare_operator(subject, node, known)]
+        row = [float(exact.size), dot(exact, exact), *_against(subject.values(name, golden), exact)]
+        if calibrated is not None:
+            row += _against(subject.values(name, recorded), exact)
+            row.append(float((golden[name] != recorded[name]).sum()))
+            row += _compare_operator(calibrated, node, known)
+        sums[name] = row + [0.0] * (len(SUMS) - len(row))
         return out
 
     lowered = subject.network.run(torch.tensor(image), tap)[0].double().numpy()
@@ -253,6 +286,12 @@ def compare_tensors(subject: Subject, image: Pixels) -> tuple[Floats, float]:
     largest = float(np.abs(plain).max())
     wrong = float(np.abs(lowered - plain).max()) / largest if largest else 0.0
     return np.array([sums[name] for name in subject.names]), wrong
+
+
+def _against(values: Floats, exact: Floats) -> list[float]:
+    """Noise, energy and product of values beside exact ones."""
+    error = values - exact
+    return [dot(error, error), dot(values, values), dot(values, exact)]
 
 
 class _Roundings(TorchFunctionMode):
@@ -276,12 +315,12 @@ class _Roundings(TorchFunctionMode):
 
 
 def _compare_operator(
-    subject: Subject, node: Node, codes: Mapping[str, Any]
+    calibrated: CalibratedModel, node: Node, codes: Mapping[str, Any]
 ) -> tuple[float, float]:
     """(codes that differ, those of them that are ties) of one operator on the golden model's inputs."""
     golden = codes[node.name]
     with _Roundings() as roundings:
-        found = subject.calibrated.step(node.name, {each: codes[each] for each in node.inputs})
+        found = calibrated.step(node.name, {each: codes[each] for each in node.inputs})
     wrong = found != golden
     exact = roundings.last(wrong.shape) if wrong.any() else None
     if exact is None:

@@ -28,6 +28,7 @@ Trial = tuple[Pixels, Floats, Sequence[str]]
 def find_sensitivity(crew: Crew, numbers: Sequence[int], watch: Watch) -> Sensitivity:
     """Try every quantiser, group and part on these images of the crew's bench."""
     subject, images = crew.bench.subject, crew.bench.data.images(numbers)
+    assert subject.calibrated is not None
     names = subject.calibrated.quantisers
     groups = {name: group_of(subject.network, name) for name in names}
     parts = {name: part_of(subject.network, name) for name in names}

@@ -25,7 +25,7 @@ from qvit_hw.quantize import LayerNormPlan, PtfGrid
 if TYPE_CHECKING:
     from qvit_hw.bundle import Bundle
 
-__all__ = ["load_plan", "pack_plan", "rebuild"]
+__all__ = ["is_golden_only", "load_plan", "pack_plan", "rebuild"]
 
 Floats = npt.NDArray[np.float64]
 NORM_ARRAYS = ("gain", "offset", "scale", "rest")
@@ -139,16 +139,22 @@ def load_plan(entry: Mapping[str, Any], scales: Mapping[str, Floats], model: Vit
     return plan
 
 
+def is_golden_only(bundle: Bundle) -> bool:
+    """Whether the bundle's preset is for the golden model alone: there is no plan, then."""
+    preset = PRESETS.get(bundle.manifest["preset"])
+    return preset is not None and preset.golden_only
+
+
 def rebuild(bundle: Bundle, network: Network) -> CalibratedModel:
     """Return the calibrated model of a bundle and the float network that it was made from.
 
     UserError where they do not belong together.
     """
-    name, preset = bundle.manifest["model"].get("name"), bundle.manifest["preset"]
-    if preset in PRESETS and PRESETS[preset].golden_only:
+    name = bundle.manifest["model"].get("name")
+    if is_golden_only(bundle):
         raise UserError(
-            f"Bundle {str(bundle.path)!r} has no calibrated model: preset {preset!r} is for the golden "
-            "model alone."
+            f"Bundle {str(bundle.path)!r} has no calibrated model: preset {bundle.manifest['preset']!r} is "
+            "for the golden model alone."
         )
     try:
         plan = load_plan(bundle.plan, bundle.scales, bundle.network)

@@ -10,7 +10,6 @@ import numpy as np
 
 from qvit_hw.evaluation import (
     MODELS,
-    PAIRS,
     Accuracy,
     Agreement,
     Difference,
@@ -18,6 +17,7 @@ from qvit_hw.evaluation import (
     Share,
     Tensor,
     decibel,
+    pairs_of,
 )
 from qvit_hw.measuring import SUMS, Floats, Outcome, Subject
 from qvit_hw.models.labelled import Labelled
@@ -40,8 +40,8 @@ def _ranks(outcomes: Sequence[Outcome]) -> np.ndarray:
     return np.array([outcome.rank for outcome in outcomes if outcome.rank is not None])
 
 
-def accuracies(outcomes: Sequence[Outcome]) -> tuple[Accuracy, ...]:
-    """Of every model; none without labels."""
+def accuracies(outcomes: Sequence[Outcome], models: Sequence[str] = MODELS) -> tuple[Accuracy, ...]:
+    """Of every model that the outcomes are of; none without labels."""
     ranks, total = _ranks(outcomes), len(outcomes)
     return tuple(
         Accuracy(
@@ -49,29 +49,33 @@ def accuracies(outcomes: Sequence[Outcome]) -> tuple[Accuracy, ...]:
             Share.of(int((ranks[:, place] < 1).sum()), total),
             Share.of(int((ranks[:, place] < FIVE).sum()), total),
         )
-        for place, name in enumerate(MODELS)
+        for place, name in enumerate(models)
         if len(ranks)
     )
 
 
-def differences(outcomes: Sequence[Outcome]) -> tuple[Difference, ...]:
+def differences(
+    outcomes: Sequence[Outcome], models: Sequence[str] = MODELS
+) -> tuple[Difference, ...]:
     """Of every pair, the later model against the earlier; none without labels."""
     ranks, found = _ranks(outcomes), []
     if not len(ranks):
         return ()
-    for against, model in PAIRS:
-        right = ranks[:, MODELS.index(model)] < 1
-        other = ranks[:, MODELS.index(against)] < 1
+    for against, model in pairs_of(models):
+        right = ranks[:, models.index(model)] < 1
+        other = ranks[:, models.index(against)] < 1
         won, lost = int((right & ~other).sum()), int((other & ~right).sum())
         found.append(Difference.of(model, against, won, lost, len(ranks)))
     return tuple(found)
 
 
-def agreements(outcomes: Sequence[Outcome], classifier: bool) -> tuple[Agreement, ...]:
+def agreements(
+    outcomes: Sequence[Outcome], classifier: bool, models: Sequence[str] = MODELS
+) -> tuple[Agreement, ...]:
     """Of every pair, the later model against the earlier."""
     found = []
-    for place, (against, model) in enumerate(PAIRS):
-        one, other = MODELS.index(against), MODELS.index(model)
+    for place, (against, model) in enumerate(pairs_of(models)):
+        one, other = models.index(against), models.index(model)
         same = sum(outcome.first[one] == outcome.first[other] for outcome in outcomes)
         cosines = [outcome.cosine[place] for outcome in outcomes]
         found.append(
@@ -103,7 +107,7 @@ def tensors(subject: Subject, images: Sequence[Floats]) -> tuple[Tensor, ...]:
 
 
 def _tensor(subject: Subject, name: str, sums: Mapping[str, float]) -> Tensor:
-    node = subject.network[name]
+    node, complete = subject.network[name], subject.calibrated is not None
 
     def cosine(model: str) -> float | None:
         energy = sums["signal"] * sums[f"energy_{model}"]
@@ -119,24 +123,23 @@ def _tensor(subject: Subject, name: str, sums: Mapping[str, float]) -> Tensor:
         cosine=cosine("golden"),
         sqnr_calibrated_db=decibel(sums["signal"], sums["noise_calibrated"]),
         cosine_calibrated=cosine("calibrated"),
-        end_to_end=int(sums["end_to_end"]),
-        operator=int(sums["operator"]),
-        ties=int(sums["ties"]),
+        end_to_end=int(sums["end_to_end"]) if complete else None,
+        operator=int(sums["operator"]) if complete else None,
+        ties=int(sums["ties"]) if complete else None,
     )
 
 
 def examples(outcomes: Sequence[Outcome], data: Labelled, most: int) -> tuple[Example, ...]:
     """Images on which float and golden do not say the same; those that golden alone has wrong first."""
-    last = len(MODELS) - 1
     numbers = [
-        number for number, outcome in enumerate(outcomes) if outcome.first[0] != outcome.first[last]
+        number for number, outcome in enumerate(outcomes) if outcome.first[0] != outcome.first[-1]
     ]
 
     def urgency(number: int) -> int:
         rank = outcomes[number].rank
         if rank is None:
             return 0
-        return 0 if rank[0] == 0 else 1 if rank[last] == 0 else 2
+        return 0 if rank[0] == 0 else 1 if rank[-1] == 0 else 2
 
     return tuple(
         Example(

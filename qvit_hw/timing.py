@@ -104,14 +104,12 @@ def _float(request: dict[str, Any]) -> Loaded:
 
 
 def _calibrated(request: dict[str, Any]) -> Loaded:
-    import torch
-
     from qvit_hw.bundle import load_bundle
     from qvit_hw.measuring import Subject
 
     idle = _peak()
     subject = Subject.load(load_bundle(Path(request["bundle"])), **_weights(request))
-    return lambda images: subject.calibrated.run(torch.tensor(images)), idle
+    return lambda images: subject.calibrated_outputs(images), idle
 
 
 def _weights(request: dict[str, Any]) -> dict[str, Any]:

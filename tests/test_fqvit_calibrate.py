@@ -12,7 +12,7 @@ import torch
 
 from golden.bundle import VERSION
 from golden.vit import VitModel
-from qvit_hw import calibrate, evaluate, generate, simulate
+from qvit_hw import calibrate, generate, simulate
 from qvit_hw.bundle import Bundle, load_bundle
 from qvit_hw.errors import UserError
 from qvit_hw.fqvit_grids import LevelGrid, load_fqvit, pack_fqvit
@@ -50,13 +50,6 @@ def test_a_bundle_of_nothing_for_hardware(folder: Path, bundle: Bundle) -> None:
     assert [node.op for node in bundle.network.nodes].count("fqvit_softmax") == 4
     text = (folder / "manifest.json").read_text()
     assert str(folder.parent) not in text
-
-
-def test_evaluate_tells_that_there_is_no_calibrated_model(folder: Path, tmp_path: Path) -> None:
-    message = r"^Bundle '.*' has no calibrated model: preset 'fqvit' is for the golden model alone\.$"
-    with pytest.raises(UserError, match=message):
-        evaluate.run(bundle=folder, data="digits", limit=2, out=tmp_path / "page")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_bundle_is_what_was_calibrated(bundle: Bundle, model: LoadedModel) -> None:

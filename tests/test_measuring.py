@@ -19,6 +19,7 @@ from qvit_hw.measuring import (
     compare_outputs,
     compare_tensors,
     one_thread,
+    rounded_weights,
     weight_error,
 )
 from qvit_hw.models.images import normalise
@@ -177,10 +178,10 @@ def test_ties_are_codes_on_a_rounding_boundary(subject):
 
 def test_rounded_weights_are_close_and_others_are_not():
     tiny, other = make_subject(0), make_subject(1)
-    assert weight_error(tiny.calibrated) < 0.001
-    assert weight_error(make_subject(0, "w4a4").calibrated) < 0.1
+    assert weight_error(rounded_weights(tiny.calibrated)) < 0.001
+    assert weight_error(rounded_weights(make_subject(0, "w4a4").calibrated)) < 0.1
     mixed = replace(tiny.calibrated, network=other.network)
-    assert weight_error(mixed) > 1
+    assert weight_error(rounded_weights(mixed)) > 1
 
 
 # ----------------------------------------------------------------------------------------- tallies
