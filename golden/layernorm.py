@@ -23,7 +23,7 @@ project's own, see ``tests/test_layernorm.py`` for the measured error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import isqrt
@@ -226,6 +226,25 @@ class LayerNormParams(Params):
         ]
         writes = [*scalars, *tables, (WORD["commit"], 0)]
         return [(address, value & 0xFFFFFFFF) for address, value in writes]
+
+    @classmethod
+    def from_words(cls, words: Mapping[int, int], channels: int) -> LayerNormParams:
+        """The parameters that :meth:`words` wrote, by address, for rows of ``channels``.
+
+        What was never written is 0. Nothing is checked: :meth:`check` does.
+        """
+
+        def signed(address: int) -> int:
+            value = words.get(address, 0)
+            return value - (1 << 32) if value >> 31 else value
+
+        tables = {
+            name: np.array([signed(base | channel) for channel in range(channels)], np.int64)
+            for name, base in TABLE.items()
+        }
+        eps = words.get(WORD["eps_high"], 0) << 32 | words.get(WORD["eps_low"], 0)
+        zero_point, point = signed(WORD["zero_point"]), signed(WORD["point"])
+        return cls(zero_point=zero_point, eps=eps, point=point, **tables)
 
 
 WORD = {"zero_point": 0, "point": 1, "eps_low": 2, "eps_high": 3, "commit": 4}
