@@ -35,13 +35,7 @@ from qvit_hw.presets import find_preset
 
 W4A8 = find_preset("w4a8")
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pixels(network, count=4, seed=3):

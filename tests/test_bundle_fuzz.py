@@ -40,7 +40,7 @@ JUNK = (
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data(), st.sampled_from(sorted(MODELS)))
 def test_no_network_raises_anything_but_bundle_error(data, which):
     network, tensors = CONTENTS[which]
@@ -68,7 +68,7 @@ def test_no_network_raises_anything_but_bundle_error(data, which):
     assert refused
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_no_file_raises_anything_but_bundle_error(data, tmp_path_factory):
     folder = written(tmp_path_factory.mktemp("fuzz"), *CONTENTS["vit"])

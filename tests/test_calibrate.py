@@ -24,6 +24,8 @@ from qvit_hw.errors import UserError
 from qvit_hw.models import LoadedModel, registry
 from qvit_hw.stored_plan import rebuild
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def tiny(seed=0, kind=VisionTransformer, **options):
     """A random ViT of 26 tokens and 24 channels, with residual channels of different size."""
@@ -46,15 +48,6 @@ def tiny(seed=0, kind=VisionTransformer, **options):
                 parameter.mul_(5)
         model.pos_embed.mul_(10 * torch.exp2(torch.linspace(-2, 2, 24)))
     return model.requires_grad_(False)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

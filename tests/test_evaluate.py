@@ -16,15 +16,10 @@ from qvit_hw.bundle import load_bundle
 from qvit_hw.crew import Bench, Crew, Origin
 from qvit_hw.errors import UserError
 from qvit_hw.evaluation import MODELS, PAIRS, document
-from qvit_hw.measuring import Subject, one_thread
+from qvit_hw.measuring import Subject
 from qvit_hw.models.digits import digits_images
 
-
-@pytest.fixture(autouse=True)
-def single():
-    """Tensors this small are slower on several threads."""
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -18,18 +18,14 @@ from qvit_hw.errors import UserError
 from qvit_hw.evaluate import evaluate, run
 from qvit_hw.evaluation import Evaluation
 from qvit_hw.fqvit_grids import LevelGrid, load_fqvit
-from qvit_hw.measuring import Subject, one_thread
+from qvit_hw.measuring import Subject
 from qvit_hw.models import load_model
 from qvit_hw.models.labelled import load_labelled
 from qvit_hw.references import sqnr
 
 COUNT = 24
 
-
-@pytest.fixture(scope="module", autouse=True)
-def single():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

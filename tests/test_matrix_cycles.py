@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from golden.matrix_cycles import (
@@ -61,7 +61,6 @@ def numbers(tokens: int, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndar
     return rng.integers(-128, 128, (tokens, inputs)), rng.integers(-127, 128, (inputs, outputs))
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 12),
     st.integers(1, 20),

@@ -26,12 +26,7 @@ from qvit_hw.models.images import normalise
 from qvit_hw.models.labelled import Labelled
 from qvit_hw.sensitivity import find_sensitivity, group_of, part_of
 
-
-@pytest.fixture(autouse=True)
-def single():
-    """Tensors this small are slower on several threads."""
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import reference_integers as reference
-from hypothesis import given, reject, settings
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from golden.arrays import narrowest
@@ -36,10 +36,8 @@ from golden.softmax import SoftmaxParams, SoftmaxSpec, softmax, softmax_trace
 
 Draw = st.DataObject
 
-
-def any_draw(test: Any) -> Any:
-    """Run ``test`` on many draws, each of which takes as long as it takes."""
-    return settings(deadline=None)(given(st.data())(test))
+any_draw = given(st.data())
+"""Runs a test on many draws."""
 
 
 def number(data: Draw, low: int, high: int) -> int:

@@ -62,7 +62,7 @@ def taken(content):
     return found
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(st.tuples(st.integers(0, len(FILE) - 1), st.integers(0, 255)), max_size=4))
 @example([])
 def test_bytes_that_changed(changes):
@@ -87,13 +87,13 @@ ENTRIES = st.fixed_dictionaries(
 HEADERS = st.dictionaries(st.text(max_size=3) | st.just("__metadata__"), ENTRIES | JSON, max_size=3)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(HEADERS | JSON, st.binary(max_size=16), st.none() | st.integers(0, (1 << 64) - 1))
 def test_headers_that_nobody_wrote(header, data, length):
     taken(packed(header, data, length))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(list(TYPES)), st.lists(st.integers(0, 3), max_size=3), st.integers(-1, 1))
 def test_offsets_decide(kind, shape, off):
     size = int(np.prod(shape)) * np.dtype(TYPES[kind]).itemsize

@@ -41,7 +41,7 @@ def differing(model, pixels):
 
 
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1 << 32))
 def test_every_tensor_is_that_of_plain_loops(make, seed):
     made = make(seed)
