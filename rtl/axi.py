@@ -29,6 +29,7 @@ from amaranth.lib.wiring import In, Out
 
 from golden.layernorm import TABLE, WORD, LayerNormSpec
 from golden.softmax import SoftmaxSpec
+from rtl.axil import DECERR, OKAY, SLVERR, axil_ports, write_channel
 
 __all__ = ["ADAPTER_LATENCY", "INFO_BASE", "AxiLayerNorm", "AxiRowUnit", "AxiSoftmax", "Register"]
 
@@ -43,7 +44,6 @@ STATUS_TEXT = (
     "sticky, write 1 to clear; bit 0: a row was too long, bit 1: a bad tkeep, "
     "bit 2: an element outside its width"
 )
-OKAY, SLVERR, DECERR = 0, 2, 3
 NAMED_VALUES = {"2": 0, "sqrt2": 1, "dyadic": 0, "shift": 1}
 
 
@@ -102,23 +102,7 @@ class AxiRowUnit(wiring.Component):
             "m_axis_tlast": Out(1),
             "m_axis_tvalid": Out(1),
             "m_axis_tready": In(1),
-            "s_axil_awaddr": In(ADDRESS_BITS + 2),
-            "s_axil_awvalid": In(1),
-            "s_axil_awready": Out(1),
-            "s_axil_wdata": In(32),
-            "s_axil_wstrb": In(4),
-            "s_axil_wvalid": In(1),
-            "s_axil_wready": Out(1),
-            "s_axil_bresp": Out(2),
-            "s_axil_bvalid": Out(1),
-            "s_axil_bready": In(1),
-            "s_axil_araddr": In(ADDRESS_BITS + 2),
-            "s_axil_arvalid": In(1),
-            "s_axil_arready": Out(1),
-            "s_axil_rdata": Out(32),
-            "s_axil_rresp": Out(2),
-            "s_axil_rvalid": Out(1),
-            "s_axil_rready": In(1),
+            **axil_ports(ADDRESS_BITS + 2),
         }
         if self._has_mask:
             ports["s_axis_tuser"] = In(lanes)
@@ -266,44 +250,28 @@ class AxiRowUnit(wiring.Component):
     def _elaborate_writes(self, m: Module) -> Value:
         """Write channel: a write every other cycle; return the status bits to clear."""
         params = self._core.params
-        aw_held, w_held, b_valid = Signal(), Signal(), Signal()
-        word, value, full = Signal(ADDRESS_BITS), Signal(32), Signal()
-        response = Signal(2)
-        m.d.comb += [
-            self.s_axil_awready.eq(~aw_held),
-            self.s_axil_wready.eq(~w_held),
-            self.s_axil_bvalid.eq(b_valid),
-            self.s_axil_bresp.eq(response),
-            params.p.address.eq(word),
-            params.p.data.eq(value),
-        ]
-        with m.If(self.s_axil_awvalid & ~aw_held):
-            m.d.sync += [aw_held.eq(1), word.eq(self.s_axil_awaddr[2:])]
-        with m.If(self.s_axil_wvalid & ~w_held):
-            m.d.sync += [w_held.eq(1), value.eq(self.s_axil_wdata)]
-            m.d.sync += full.eq(self.s_axil_wstrb.all())
-
+        write = write_channel(m, self)
+        word, full = write.word, write.full
+        m.d.comb += [params.p.address.eq(word), params.p.data.eq(write.value)]
         clear = Signal(3)
-        parameter, known, done = Signal(), Signal(), Signal()
+        parameter, known = Signal(), Signal()
         addresses = {register.name: register.offset // 4 for register, _ in self.info}
         is_status = word == addresses["status"]
         m.d.comb += [
             parameter.eq(self._is_parameter(word)),
             known.eq(Cat(word == address for address in addresses.values()).any()),
         ]
-        with m.If(self.s_axil_bready):
-            m.d.sync += b_valid.eq(0)
-        with m.If(aw_held & w_held & (~b_valid | self.s_axil_bready)):
+        with m.If(write.there):
             m.d.comb += params.valid.eq(parameter & full)
-            m.d.comb += done.eq(~params.valid | params.ready)
-        with m.If(done):
-            m.d.sync += [aw_held.eq(0), w_held.eq(0), b_valid.eq(1), response.eq(OKAY)]
+            m.d.comb += write.done.eq(~params.valid | params.ready)
+        with m.If(write.done):
+            m.d.sync += write.response.eq(OKAY)
             with m.If(~parameter & ~known):
-                m.d.sync += response.eq(DECERR)
+                m.d.sync += write.response.eq(DECERR)
             with m.Elif(~full | ~(parameter | is_status)):
-                m.d.sync += response.eq(SLVERR)
+                m.d.sync += write.response.eq(SLVERR)
             with m.Elif(is_status):
-                m.d.comb += clear.eq(value[:3])
+                m.d.comb += clear.eq(write.value[:3])
         return clear
 
     def _elaborate_reads(self, m: Module, live: dict[str, Signal]) -> None:
