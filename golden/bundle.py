@@ -36,6 +36,7 @@ __all__ = [
     "SCHEMA",
     "VERSION",
     "BundleError",
+    "array_ranges",
     "make_spec",
     "pack_node",
     "read_bundle",
@@ -210,10 +211,14 @@ _ARRAYS: Mapping[str, Callable[[Any], Mapping[str, Interval | None]]] = {
     "fqvit_attend": lambda spec: {"multiplier": MULTIPLIER, "shift": SHIFT, "windows": _TOKENS},
     "fqvit_residual": _residual_arrays,
 }
-"""The arrays of every operator's params and layout, with the range of their values; None: booleans."""
+"""See :func:`array_ranges`."""
 
 
-def _arrays(op: Any) -> Callable[[Any], Mapping[str, Interval | None]]:
+def array_ranges(op: Any) -> Callable[[Any], Mapping[str, Interval | None]]:
+    """Return what gives, for an operator's spec, the arrays of its params and layout by path.
+
+    Each with the range of its values; None: booleans. ValueError for an unknown operator.
+    """
     if not isinstance(op, str) or op not in _ARRAYS:
         raise ValueError(f"Operator must be one of {sorted(_ARRAYS)}, not {op!r}")
     return _ARRAYS[op]
@@ -229,7 +234,7 @@ def _dtype(values: Interval | None) -> np.dtype[Any]:
 def pack_node(node: Node) -> tuple[dict[str, Any], Arrays]:
     """Return (entry of the manifest, tensors) of a node; TypeError or ValueError where it is not sound."""
     check_parts(node)
-    arrays, tensors = _arrays(node.op)(node.spec), {}
+    arrays, tensors = array_ranges(node.op)(node.spec), {}
 
     def packed(value: Any, path: str) -> Any:
         if value is None or path not in arrays:
@@ -310,7 +315,7 @@ def _unpacked(name: str, entry: dict[str, Any], tensors: Mapping[str, npt.NDArra
         raise ValueError(f"Inputs must be a list of names, not {inputs!r}")
     if not isinstance(layout, dict):
         raise ValueError(f"Layout must be an object, not {layout!r}")
-    described = _arrays(op)
+    described = array_ranges(op)
     kinds = OPERATIONS[op]
     spec = None if kinds.spec is None else make_spec(kinds.spec, entry["spec"])
     arrays = described(spec)

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from golden.bounds import Interval
-from golden.bundle import _arrays, pack_node, smallest_dtype
+from golden.bundle import array_ranges, pack_node, smallest_dtype
 from golden.vit import Node, VitModel
 from qvit_hw.errors import UserError
 from qvit_hw.grids import LogGrid
@@ -65,7 +65,7 @@ class Tensor:
 def tensors_of(node: Node, model: VitModel, plan: Plan | None = None) -> list[Tensor]:
     """All integer tensors of a node, with scales where there is a plan."""
     _, packed = pack_node(node)
-    legal = _arrays(node.op)(node.spec)
+    legal = array_ranges(node.op)(node.spec)
     found = []
     for full, values in packed.items():
         path = full.removeprefix(f"{node.name}/")
