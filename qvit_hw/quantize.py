@@ -80,17 +80,14 @@ class Grid:
         return (1 << (self.bits - 1)) - 1
 
 
-def affine_grid(low: float, high: float, bits: int = 8, symmetric: bool = False) -> Grid:
+def affine_grid(low: float, high: float, bits: int = 8) -> Grid:
     """Return the grid whose codes span [low, high] (widened to hold 0, which is then exact).
 
-    ``symmetric``: zero point 0, which fits what has no zero point in hardware but wastes codes on the
-    shorter side.
+    ValueError for a range of 0 alone.
     """
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     if not low < high:
         raise ValueError(f"Range must hold more than one value, not {low!r} to {high!r}")
-    if symmetric:
-        return Grid(float(symmetric_scale(low, high, bits)), 0, bits)
     scale = (high - low) / ((1 << bits) - 1)
     half = 1 << (bits - 1)
     zero_point = int(np.clip(round_half_up(-half - low / scale), -half, half - 1))

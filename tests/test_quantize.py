@@ -80,10 +80,9 @@ def test_affine_grid_holds_zero_and_both_ends():
         affine_grid(0, 0)
 
 
-def test_symmetric_grid_has_no_zero_point():
-    grid = affine_grid(-1, 14, bits=4, symmetric=True)
-    assert (grid.scale, grid.zero_point, grid.bits) == (2.0, 0, 4)
-    assert affine_grid(-1, 14, bits=4).scale == 1.0  # without: the codes that the short side wastes
+def test_a_symmetric_scale_wastes_the_codes_of_the_shorter_side():
+    assert symmetric_scale(-1, 14, bits=4) == 2.0
+    assert affine_grid(-1, 14, bits=4).scale == 1.0
 
 
 def test_symmetric_scale_survives_dead_entries():
