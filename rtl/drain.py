@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The drain of the accelerator: from a token's sums to what a memory gets, L lanes a cycle.
+
+    acc = sum + bias
+    X   = (stream - zero_in) << a              where the sink is the stream, else 0
+    y   = clamp(rs(X * M1 + acc * M2, n) + zero_out),  then the GELU table where it is asked for
+
+It is :mod:`golden.residual`, of which :mod:`golden.requant` is the case X = 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from golden.accelerator import AcceleratorSpec
+from golden.program import PARAMETER_WORDS, Sink
+from rtl.arith import product, shift_right
+from rtl.matrix import sums_signature
+from rtl.row import PARAM_WRITE, delayed
+
+__all__ = ["Drain", "block_layout", "parameters_layout", "result_signature", "stream_signature"]
+
+Y_BITS = 32
+"""Width of a result, the largest ``clamp``."""
+MAX_ALIGN = 7
+LANE = data.StructLayout({"bias": signed(32), "multiplier": 24, "shift": 6, "align": 3})
+"""A lane's parameters: bias, M2, n, a."""
+
+
+def block_layout() -> data.StructLayout:
+    """What holds for all lanes of a column block."""
+    points = {"zero_in": signed(16), "zero_out": signed(16)}
+    return data.StructLayout({"sink": 3, "gelu": 1, "clamp": 6, "gain": 32, **points, "address": 16})
+
+
+def parameters_layout(spec: AcceleratorSpec) -> data.StructLayout:
+    """A word of the lanes' parameters (:func:`golden.program.parameter_words`), and the block's with ``last``."""
+    word = data.ArrayLayout(unsigned(8), spec.size)
+    fields = {name: member.shape for name, member in block_layout()}
+    return data.StructLayout({"word": word, "last": 1, **fields})
+
+
+def stream_signature(spec: AcceleratorSpec) -> wiring.Signature:
+    """Reading words of the stream memory, each a cycle after its address."""
+    word = data.ArrayLayout(signed(spec.stream_bits), spec.size)
+    return wiring.Signature({"en": Out(1), "address": Out(16), "word": In(word)})
+
+
+def result_signature(spec: AcceleratorSpec) -> wiring.Signature:
+    """A token's L results, and where they go."""
+    lanes = data.ArrayLayout(signed(Y_BITS), spec.size)
+    place = {"sink": Out(3), "address": Out(16), "token": Out(range(spec.max_tokens))}
+    return wiring.Signature({"valid": Out(1), **place, "acc": Out(lanes), "y": Out(lanes)})
+
+
+class Drain(wiring.Component):
+    """Bias, requantiser or residual, and GELU of L lanes.
+
+    Parameters
+    ----------
+    spec : AcceleratorSpec
+        Lanes, width of the stream, width of the GELU table's input.
+
+    Latency: ``latency`` cycles from sums to their result, whatever becomes of them; a token a cycle.
+
+    Members
+    -------
+    load : In(stream.Signature(parameters_layout(spec)))
+        Parameters of the next column block, 9 words into a shadow set: byte j of every lane's record is in
+        word j; the other fields count with ``last``. Ready until the set is full, and again when the
+        first sums of the block have taken it over.
+    sums : In(sums_signature(spec))
+        Sums, token 0 of a block first.
+    stream : Out(stream_signature(spec))
+        The stream memory, read at ``address`` + token where the sink is the stream.
+    table : In(stream.Signature(PARAM_WRITE))
+        The GELU table: address, the code modulo 2**gelu_bits; data, the output code. Not while ``busy``.
+    result : Out(result_signature(spec))
+        ``y`` for ``sink`` at ``address``; ``acc`` where the sink is outputs.
+    busy : Out(1)
+        Sums are under way: from the cycle after ``sums.valid`` to that of ``result.valid``.
+    """
+
+    latency = 15
+
+    def __init__(self, spec: AcceleratorSpec) -> None:
+        self._spec = spec
+        super().__init__(
+            {
+                "load": In(stream.Signature(parameters_layout(spec))),
+                "sums": In(sums_signature(spec)),
+                "stream": Out(stream_signature(spec)),
+                "table": In(stream.Signature(PARAM_WRITE)),
+                "result": Out(result_signature(spec)),
+                "busy": Out(1),
+            }
+        )
+
+    @property
+    def spec(self) -> AcceleratorSpec:
+        """What is fixed when the accelerator is built."""
+        return self._spec
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        lanes, block, address = self._parameters(m)
+        # Comments with a figure alone: the cycle, counted from the sums, of what the line makes.
+        valid = delayed(m, self.sums.valid, 1, "valid")
+        adds = block.sink == Sink.STREAM
+        m.d.comb += [
+            self.stream.en.eq(valid & adds),  # 1
+            self.stream.address.eq(address),
+            self.result.valid.eq(delayed(m, valid, 14, "valid_on")),
+            self.result.token.eq(delayed(m, self.sums.token, 15, "token_on")),
+            self.result.address.eq(delayed(m, address, 14, "address_on")),
+            self.result.sink.eq(delayed(m, block.sink, 14, "sink_on")),
+            self.result.acc.eq(self.result.y),
+            self.table.ready.eq(1),
+        ]
+        under_way = Signal(self.latency)
+        m.d.sync += under_way.eq(Cat(self.sums.valid, under_way))
+        m.d.comb += self.busy.eq(under_way.any())
+
+        gain = delayed(m, block.gain, 4, "gain")  # 5
+        beyond = Signal(Y_BITS - 1)  # the bits that repeat the sign of a result of `clamp` bits
+        clamp = delayed(m, block.clamp, 10, "clamp")
+        m.d.sync += beyond.eq(Cat(clamp <= bit + 1 for bit in range(Y_BITS - 1)))  # 12
+        zero_out = delayed(m, block.zero_out, 10, "zero_out")  # 11
+        gelu = delayed(m, block.gelu, 13, "gelu")  # 14
+        sums = delayed(m, self.sums.acc, 1, "sums")
+        for lane, x in enumerate(self._stream(m, lanes, block.zero_in, adds)):
+            own = lanes[lane]
+            acc = Signal(signed(32), name=f"acc_{lane}")
+            m.d.sync += acc.eq(sums[lane] + own.bias)  # 2
+            kept = product(m, x, gain, f"kept_{lane}")  # 7
+            operand = delayed(m, acc, 3, f"operand_{lane}")  # 5
+            multiplier = delayed(m, own.multiplier, 4, f"multiplier_{lane}")
+            branch = product(m, operand, multiplier, f"branch_{lane}")  # 7
+            total = Signal(signed(max(len(x) + 32, 32 + 24) + 1), name=f"total_{lane}")
+            m.d.sync += total.eq(kept + branch)  # 8
+            # One more bit below the point: rs(T, n) = floor(T / 2**n) + the bit shifted out last.
+            double, shift = Cat(Const(0, 1), total), delayed(m, own.shift, 7, f"shift_{lane}")
+            halves = shift_right(m, double, shift, len(double), f"halves_{lane}")  # 11
+            moved = Signal(signed(len(total) + 1), name=f"moved_{lane}")
+            m.d.sync += moved.eq((halves >> 1) + halves[0] + zero_out)  # 12
+            y = self._clamped(m, moved, beyond, f"y_{lane}")  # 13
+            code = self._table(m, y, lane)  # 14
+            plain = delayed(m, y, 1, f"plain_{lane}")
+            m.d.sync += self.result.y[lane].eq(Mux(gelu, code, plain))  # 15
+        return m
+
+    def _parameters(self, m: Module) -> tuple[list[Any], Any, Signal]:
+        """The lanes' and the block's parameters, in the cycle after sums; the token's address then."""
+        size, load, opening = self._spec.size, self.load.payload, Signal()
+        words = data.ArrayLayout(data.ArrayLayout(unsigned(8), size), PARAMETER_WORDS)
+        shadow, block = Signal(words, reset_less=True), Signal(block_layout(), reset_less=True)
+        full = Signal()
+        m.d.comb += [self.load.ready.eq(~full), opening.eq(self.sums.valid & self.sums.first)]
+        with m.If(opening):
+            m.d.sync += full.eq(0)
+        with m.If(self.load.valid & self.load.ready):
+            m.d.sync += shadow.as_value().eq(Cat(shadow.as_value()[8 * size :], load.word.as_value()))
+            with m.If(load.last):
+                m.d.sync += full.eq(1)
+                m.d.sync += [block[name].eq(load[name]) for name, _ in block_layout()]
+
+        working, address = Signal(block_layout()), Signal(16)
+        outputs = block.sink == Sink.OUTPUTS  # gets acc: y of a factor of 1
+        with m.If(opening):
+            m.d.sync += working.eq(block)
+            with m.If(outputs):
+                m.d.sync += [working.clamp.eq(Y_BITS), working.zero_out.eq(0), working.gelu.eq(0)]
+        m.d.sync += address.eq(Mux(opening, block.address, working.address) + self.sums.token)
+        lanes = []
+        for lane in range(size):
+            record = Cat(word[lane] for word in shadow)
+            own = Signal(LANE, name=f"own_{lane}", reset_less=True)
+            with m.If(opening):
+                m.d.sync += [
+                    own.bias.eq(record[:32]),
+                    own.multiplier.eq(Mux(outputs, 1, record[32:56])),
+                    own.shift.eq(Mux(outputs, 0, record[56:64])),
+                    own.align.eq(record[64:]),
+                ]
+            lanes.append(own)
+        return lanes, working, address
+
+    def _stream(self, m: Module, lanes: list[Any], zero_in: Value, adds: Value) -> list[Signal]:
+        """X of each lane, 5 cycles after the sums."""
+        bits = self._spec.stream_bits
+        word = delayed(m, self.stream.word, 1, "word")  # 3
+        point = delayed(m, zero_in[:bits].as_signed(), 2, "zero_in")
+        adding = delayed(m, adds, 3, "adding")  # 4
+        results = []
+        for lane, own in enumerate(lanes):
+            centered = Signal(signed(bits + 1), name=f"centered_{lane}")
+            m.d.sync += centered.eq(word[lane] - point)  # 4
+            align = delayed(m, own.align, 3, f"align_{lane}")
+            x = Signal(signed(bits + 1 + MAX_ALIGN), name=f"x_{lane}")
+            m.d.sync += x.eq(Mux(adding, centered << align, 0))  # 5
+            results.append(x)
+        return results
+
+    def _clamped(self, m: Module, value: Value, beyond: Value, name: str) -> Signal:
+        """``value`` saturated, a cycle later: every bit of ``beyond`` has to be its sign."""
+        sign, y = value[-1], Signal(signed(Y_BITS), name=name)
+        low, high = value[: Y_BITS - 1], value[Y_BITS - 1 :]
+        signs = sign.replicate(Y_BITS - 1)
+        over = ((low ^ signs) & beyond).any() | (high != sign.replicate(len(high)))
+        m.d.sync += y.eq(Cat(Mux(over, beyond ^ ~signs, low), sign))
+        return y
+
+    def _table(self, m: Module, y: Value, lane: int) -> Value:
+        """GELU of ``y``, a cycle later."""
+        bits = self._spec.gelu_bits
+        table = Memory(shape=signed(8), depth=1 << bits, init=[])
+        m.submodules[f"table_{lane}"] = table
+        writer, reader = table.write_port(), table.read_port()
+        m.d.comb += [
+            writer.en.eq(self.table.valid),
+            writer.addr.eq(self.table.payload.address),
+            writer.data.eq(self.table.payload.data),
+            reader.addr.eq(y[:bits]),
+        ]
+        return reader.data
