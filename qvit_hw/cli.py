@@ -380,6 +380,21 @@ def export(
 
 
 @app.command()
+def compile(
+    bundle: Annotated[Path, typer.Option(help="Folder that calibrate wrote.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
+    config: Annotated[
+        str, typer.Option(help="Accelerator: 16x16, 32x32, or a file *.json.")
+    ] = "16x16",
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Take units from the bundle, memories as large as needed.")
+    ] = False,
+) -> int:
+    """Write the bundle's network as a program of the accelerator, and a listing of it."""
+    return _run("compile", bundle=bundle, config=config, out=out, fit=fit)
+
+
+@app.command()
 def demo(
     model: Annotated[str, typer.Option(help="Model to take through all steps.")] = "digits",
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = _DEMO,

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program as text: a line an instruction, for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from golden.program import Instruction, Op, Sink, Source, Tile, Unit, Wait
+from qvit_hw.compiler.program import Program, Step
+
+__all__ = ["listing", "passes"]
+
+_TILES = {Tile.STREAM: "weights", Tile.KEYS: "keys", Tile.VALUES: "values"}
+
+
+def passes(instruction: Instruction, size: int) -> int:
+    """Cycles in which source words, or places for them, go through the array; 0 for all but MULTIPLY."""
+    if instruction.op is not Op.MULTIPLY:
+        return 0
+    return instruction["blocks"] * instruction["depth"] * max(instruction["tokens"], size)
+
+
+def listing(program: Program) -> str:
+    """The whole program, with the memories in front and the sums at the end."""
+    return "".join(f"{line}\n" for line in _lines(program))
+
+
+def _lines(program: Program) -> Iterator[str]:
+    spec, size = program.spec, program.spec.size
+    image = program.image
+    yield f"# {program.notes['model'] or 'network'} for {size} x {size}, {spec.fingerprint:016x}"
+    yield (
+        f"# image {image.channels} x {image.height} x {image.width}, patches of {image.patch}: "
+        f"{program.steps[0].instruction['image_words']} words; "
+        f"output {program.output[0]}, {program.output[1]} numbers"
+    )
+    for name, used in program.used.items():
+        depth = getattr(spec, name)
+        yield f"# {name:<10} {used:>6} of {depth:>6} words {100 * used / depth:5.1f} %"
+    yield ""
+    yield (
+        f"{'no':>5} {'word':>8} {'words':>6} {'cycles':>8} {'op':<10}{'wait':<14}{'what':<46}{'how'}"
+    )
+    for number, step in enumerate(program.steps):
+        yield _line(number, step, size)
+    yield ""
+    cycles = sum(passes(step.instruction, size) for step in program.steps)
+    yield f"# {len(program.steps)} instructions, {len(program.words)} words"
+    yield f"# {cycles} cycles of passes at least (the array never waiting)"
+
+
+def _line(number: int, step: Step, size: int) -> str:
+    instruction = step.instruction
+    waits = " ".join(unit.name or "" for unit in Wait if unit & instruction.wait)
+    cycles = passes(instruction, size)
+    return (
+        f"{number:>5} {step.word:>8} {step.words:>6} {cycles or '':>8} {instruction.op.name:<10}"
+        f"{waits.lower():<14}{step.note:<46}{_how(instruction)}"
+    ).rstrip()
+
+
+def _how(instruction: Instruction) -> str:
+    get = instruction.__getitem__
+    match instruction.op:
+        case Op.LOAD:
+            return f"{get('count')} words to {Sink(get('sink')).name.lower()}[{get('sink_base')}]"
+        case Op.WRITE:
+            return f"{get('count')} records to {Unit(get('unit')).name}"
+        case Op.MULTIPLY:
+            return _product(instruction)
+        case Op.LAYERNORM | Op.SOFTMAX:
+            source, sink = (
+                ("stream", "features") if instruction.op is Op.LAYERNORM else ("scores", "codes")
+            )
+            return (
+                f"{get('tokens')} rows of {get('depth')} beats, {source}[{get('source_base')}] "
+                f"to {sink}[{get('sink_base')}]"
+            )
+    return ""
+
+
+def _product(instruction: Instruction) -> str:
+    get = instruction.__getitem__
+    sink, tile = Sink(get("sink")), Tile(get("tile"))
+    right = _TILES[tile] + ("" if tile is Tile.STREAM else f"[{get('tile_base')}]")
+    out = sink.name.lower() + ("" if sink is Sink.SUMS else f"[{get('sink_base')}]")
+    more = [name for name in ("gelu", "resume") if get(name)]
+    if get("source") == Source.CODES and not (get("even") and get("odd")):
+        more.append("even" if get("even") else "odd")
+    return (
+        f"{get('tokens')} tokens x {get('depth')} x {get('blocks')} blocks, "
+        f"{Source(get('source')).name.lower()}[{get('source_base')}] x {right} to {out}"
+        + "".join(f", {name}" for name in more)
+    )

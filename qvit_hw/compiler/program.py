@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A compiled program: the stream, what each instruction is for, and how to talk to it.
+
+program = Program.load("DIR")
+outputs = Machine(program.spec).run(program.words, program.image_words(image))
+logits = program.result(outputs)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from golden.accelerator import AcceleratorSpec
+from golden.fixedpoint import Ints
+from golden.patch_embed import PatchEmbedSpec, patches
+from golden.program import Instruction
+from qvit_hw.errors import UserError
+
+__all__ = ["INDEX", "SCHEMA", "STREAM", "VERSION", "Image", "Part", "Program", "Step"]
+
+SCHEMA = "qvit-hw/program"
+VERSION = 1
+INDEX = "program.json"
+STREAM = "program.bin"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where an instruction's results belong in a tensor of golden, which is seen as a matrix.
+
+    tensor: its name.  sums: whether it is made of the sums (of the words otherwise).
+    row, rows, column, columns: the part of the matrix; tokens are its rows, lanes its columns.
+    """
+
+    tensor: str
+    sums: bool
+    row: int
+    rows: int
+    column: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """An instruction, the place and length of it with its payload, in words, and what it is for."""
+
+    instruction: Instruction
+    word: int
+    words: int
+    note: str
+    parts: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True)
+class Image:
+    """How an image becomes words: channels, height, width in pixels, and the edge of a patch."""
+
+    channels: int
+    height: int
+    width: int
+    patch: int
+
+    def words(self, image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+        """Words [blocks * patches, L] of uint8 pixels [C, H, W]: [block][patch], zeros behind the last.
+
+        TypeError for anything but uint8, ValueError for another size.
+        """
+        shape = (self.channels, self.height, self.width)
+        if np.shape(image) != shape:
+            raise ValueError(f"Image must be {shape}, not shape {np.shape(image)!r}")
+        rows = patches(image, PatchEmbedSpec(patch=self.patch, channels=self.channels))
+        rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % size)))
+        return np.ascontiguousarray(rows.reshape(len(rows), -1, size).swapaxes(0, 1)).reshape(
+            -1, size
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A program for an accelerator of ``spec``.
+
+    words: the stream, uint8 [words, L].  steps: its instructions, in order.  used: words of each memory that
+    it uses.  output: name and length of the result.  notes: what it was made of.
+    """
+
+    spec: AcceleratorSpec
+    words: npt.NDArray[np.uint8]
+    steps: tuple[Step, ...]
+    image: Image
+    used: Mapping[str, int]
+    output: tuple[str, int]
+    notes: Mapping[str, Any]
+
+    def image_words(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The words that the hardware reads of an image, uint8 [C, H, W]; errors as :meth:`Image.words`."""
+        return self.image.words(image, self.spec.size)
+
+    def result(self, outputs: Ints) -> npt.NDArray[np.int64]:
+        """The network's output [classes] out of the output words [outputs, L]."""
+        return np.asarray(outputs, np.int64).reshape(-1)[: self.output[1]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the stream, for ``program.json``; the hash of the stream is in it."""
+        return {
+            "schema": SCHEMA,
+            "version": VERSION,
+            **self.notes,
+            "spec": self.spec.to_json(),
+            "fingerprint": f"{self.spec.fingerprint:016x}",
+            "image": {**asdict(self.image), "words": self.steps[0].instruction["image_words"]},
+            "output": {"tensor": self.output[0], "length": self.output[1]},
+            "words": len(self.words),
+            "memory": {
+                name: {"used": words, "words": getattr(self.spec, name)}
+                for name, words in self.used.items()
+            },
+            "instructions": [
+                {
+                    "op": step.instruction.op.name,
+                    "word": step.word,
+                    "words": step.words,
+                    "note": step.note,
+                    "parts": [asdict(part) for part in step.parts],
+                }
+                for step in self.steps
+            ],
+        }
+
+    @classmethod
+    def load(cls, path: Path | str) -> Program:
+        """Read a folder that compile wrote; UserError, in one sentence, where it is not sound."""
+        path = Path(path)
+        try:
+            index = json.loads((path / INDEX).read_bytes())
+            if index["schema"] != SCHEMA:
+                raise ValueError(f"schema must be {SCHEMA!r}, not {index['schema']!r}")
+            if index["version"] != VERSION:
+                raise ValueError(f"version must be {VERSION}, not {index['version']!r}")
+            _check_files(path, index["files"])
+            return cls._of(index, np.fromfile(path / STREAM, np.uint8))
+        except OSError as error:
+            name = Path(error.filename or path).name
+            raise UserError(
+                f"Program {str(path)!r} cannot be read: {name}: {error.strerror}."
+            ) from None
+        except KeyError as error:
+            raise UserError(f"Program {str(path)!r} is not sound: {INDEX} lacks {error}.") from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"Program {str(path)!r} is not sound: {error}.") from None
+
+    @classmethod
+    def _of(cls, index: Mapping[str, Any], content: npt.NDArray[np.uint8]) -> Program:
+        spec = AcceleratorSpec.from_json(index["spec"])
+        words = content.reshape(index["words"], spec.size)
+        steps = tuple(
+            Step(
+                Instruction.from_bytes(words[entry["word"] :][: max(1, 32 // spec.size)].tobytes()),
+                entry["word"],
+                entry["words"],
+                entry["note"],
+                tuple(Part(**part) for part in entry["parts"]),
+            )
+            for entry in index["instructions"]
+        )
+        image = Image(**{key: index["image"][key] for key in Image.__dataclass_fields__})
+        used = {name: entry["used"] for name, entry in index["memory"].items()}
+        output = (index["output"]["tensor"], index["output"]["length"])
+        notes = {key: index[key] for key in ("model", "preset", "bundle")}
+        return cls(spec, words, steps, image, used, output, notes)
+
+
+def _check_files(path: Path, files: Mapping[str, str]) -> None:
+    for name, digest in files.items():
+        if hashlib.sha256(path.joinpath(name).read_bytes()).hexdigest() != digest:
+            raise ValueError(f"{name} must be the file that was written, not another")
