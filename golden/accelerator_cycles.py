@@ -33,7 +33,7 @@ __all__ = ["DRAIN_LATENCY", "FIFO_WORDS", "Span", "Timeline", "timeline"]
 
 FIFO_WORDS = 512
 """Words between the bus and the sequencer."""
-DRAIN_LATENCY = 12
+DRAIN_LATENCY = 15
 """Cycles from a sum to its result in memory."""
 PASS_LOOP = 4
 """The shortest pass: from reading a partial sum to reading what was added to it."""

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows from one memory through a row unit to another memory.
+
+Row t, for t below ``tokens``, is the words ``source_base + k * stride + t``, k below ``depth``; what the unit
+gives goes to ``sink_base + k * sink_stride + t``. The array works meanwhile: nothing here is shared
+with it but the memories.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib.wiring import In, Out
+
+from golden.program import FIELDS, OPERANDS, Op
+from rtl.row import PARAM_WRITE
+
+__all__ = ["ADDRESS_BITS", "ROWS", "RowMover"]
+
+ADDRESS_BITS = 16
+"""Width of a word's address in any memory."""
+ROWS = data.StructLayout({name: FIELDS[name].bits for name in OPERANDS[Op.LAYERNORM]})
+"""The operands of an instruction about rows."""
+SKID = 8
+"""Words between the memory and the unit: those that the memory still brings when the unit stalls."""
+
+
+class RowMover(wiring.Component):
+    """A row unit with its reader and its writer.
+
+    Parameters
+    ----------
+    unit : rtl.softmax.Log2Softmax or rtl.layernorm.PtfLayerNorm
+        Has a lane for each element of a word.
+    field : str
+        Name of the elements in a beat that goes in.
+    fill : int or None
+        What is written behind the last element of a row; None leaves what the unit gives.
+
+    A word is read each cycle unless the unit stalls; a row of so many beats takes as many cycles.
+
+    Members
+    -------
+    start : In(stream.Signature(ROWS))
+        Taken when no rows are under way.
+    read, write : memory ports; a word read is there in the cycle after ``en``.
+    params : In(stream.Signature(PARAM_WRITE))
+        The unit's.
+    busy : Out(1)
+        Rows are under way.
+    """
+
+    def __init__(self, unit: Any, *, field: str, fill: int | None = None) -> None:
+        self._unit, self._field, self._fill = unit, field, fill
+        beat_in = unit.i.signature.members["payload"].shape
+        beat_out = unit.o.signature.members["payload"].shape
+        self._in, self._out = beat_in[field].shape, beat_out["code"].shape
+        read = {"en": Out(1), "address": Out(ADDRESS_BITS), "word": In(self._in)}
+        write = {"en": Out(1), "address": Out(ADDRESS_BITS), "word": Out(self._out)}
+        super().__init__(
+            {
+                "start": In(stream.Signature(ROWS)),
+                "read": Out(wiring.Signature(read)),
+                "write": Out(wiring.Signature(write)),
+                "params": In(stream.Signature(PARAM_WRITE)),
+                "busy": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        m.submodules.unit = unit = self._unit
+        wiring.connect(m, wiring.flipped(self.params), unit.params)
+        rows = Signal(ROWS)
+        begins = Signal()
+        m.d.comb += [self.start.ready.eq(~self.busy), begins.eq(self.start.valid & ~self.busy)]
+        with m.If(begins):
+            m.d.sync += [rows.eq(self.start.payload), self.busy.eq(1)]
+        self._reader(m, rows, begins)
+        with m.If(self._writer(m, rows, begins)):
+            m.d.sync += self.busy.eq(0)
+        return m
+
+    def _steps(
+        self, m: Module, rows: Any, begins: Value, step: Value, ends: str, name: str
+    ) -> tuple[Value, Value, Value]:
+        """Walk through all words, row by row: (address, last word of a row, last of all).
+
+        ``ends``: "source" or "sink", whose base and stride count.
+        """
+        base = f"{ends}_base"
+        stride = rows.stride if ends == "source" else rows.sink_stride
+        token = Signal(16, name=f"{name}_token")
+        beat = Signal(16, name=f"{name}_beat")
+        row = Signal(ADDRESS_BITS, name=f"{name}_row")
+        address = Signal(ADDRESS_BITS, name=f"{name}_address")
+        last, final = Signal(name=f"{name}_last"), Signal(name=f"{name}_final")
+        m.d.comb += [last.eq(beat + 1 == rows.depth), final.eq(last & (token + 1 == rows.tokens))]
+        with m.If(begins):
+            first = self.start.payload[base]
+            m.d.sync += [token.eq(0), beat.eq(0), row.eq(first), address.eq(first)]
+        with m.Elif(step):
+            m.d.sync += [beat.eq(beat + 1), address.eq(address + stride)]
+            with m.If(last):
+                m.d.sync += [beat.eq(0), token.eq(token + 1)]
+                m.d.sync += [row.eq(row + 1), address.eq(row + 1)]
+        return address, last, final
+
+    def _reader(self, m: Module, rows: Any, begins: Value) -> None:
+        """Read words ahead of the unit, as many as the queue has room for."""
+        unit, width = self._unit, Shape.cast(self._in).width
+        m.submodules.queue = queue = SyncFIFOBuffered(width=width + 1, depth=SKID)
+        reading, step = Signal(), Signal()
+        address, last, final = self._steps(m, rows, begins, step, "source", "read")
+        m.d.comb += [
+            # Two words may be on their way: one at the memory, one about to be written here.
+            step.eq(reading & (queue.level < SKID - 3)),
+            self.read.en.eq(step),
+            self.read.address.eq(address),
+        ]
+        with m.If(begins):
+            m.d.sync += reading.eq(1)
+        with m.Elif(step & final):
+            m.d.sync += reading.eq(0)
+        arrives, arrives_last = Signal(), Signal()
+        m.d.sync += [arrives.eq(step), arrives_last.eq(last)]
+        m.d.comb += [
+            queue.w_en.eq(arrives),
+            queue.w_data.eq(Cat(self.read.word.as_value(), arrives_last)),
+            unit.i.valid.eq(queue.r_rdy),
+            queue.r_en.eq(unit.i.ready),
+            unit.i.payload[self._field].as_value().eq(queue.r_data[:width]),
+            unit.i.payload.last.eq(queue.r_data[width]),
+            unit.i.payload.keep.eq(Mux(queue.r_data[width], self._lanes(rows), -1)),
+        ]
+
+    def _lanes(self, rows: Any) -> Value:
+        """A one for each element of a row's last beat."""
+        count = self._unit.lanes
+        return Cat(Const(lane, 6) < rows.last_lanes for lane in range(count))
+
+    def _writer(self, m: Module, rows: Any, begins: Value) -> Value:
+        """Write what the unit gives; high with the last word."""
+        unit, step = self._unit, Signal()
+        address, _, final = self._steps(m, rows, begins, step, "sink", "write")
+        m.d.comb += [
+            unit.o.ready.eq(1),
+            step.eq(unit.o.valid),
+            self.write.en.eq(step),
+            self.write.address.eq(address),
+            self.write.word.eq(unit.o.payload.code),
+        ]
+        if self._fill is not None:
+            for lane in range(unit.lanes):
+                with m.If(~unit.o.payload.keep[lane]):
+                    m.d.comb += self.write.word[lane].eq(self._fill)
+        done = Signal()
+        m.d.comb += done.eq(step & final)
+        return done
