@@ -395,6 +395,27 @@ def compile(
 
 
 @app.command()
+def estimate(
+    model: Annotated[
+        str | None, typer.Option(help="digits, dinov2, or a ViT or DeiT of timm.")
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Folder that calibrate wrote.")] = None,
+    config: Annotated[
+        str, typer.Option(help="Accelerator: 16x16, 32x32, or a file *.json.")
+    ] = "16x16",
+    preset: Annotated[str, typer.Option(help="Widths, of a model by name.")] = "default",
+    clock: Annotated[float, typer.Option(help="MHz.")] = 200.0,
+    bandwidth: Annotated[
+        float | None, typer.Option(help="Bytes that memory brings in a cycle.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+) -> int:
+    """Cycles, images a second and what limits each layer, by the cycle model."""
+    options = {"model": model, "bundle": bundle, "config": config, "preset": preset}
+    return _run("estimate", **options, clock=clock, bandwidth=bandwidth, out=out)
+
+
+@app.command()
 def demo(
     model: Annotated[str, typer.Option(help="Model to take through all steps.")] = "digits",
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = _DEMO,
