@@ -35,7 +35,7 @@ LISTING = "listing.txt"
 BUNDLE = "bundle"
 
 
-def run(*, bundle: Path, config: str, out: Path, fit: bool = False) -> int:
+def run(*, bundle: Path, out: Path, config: str = "16x16", fit: bool = False) -> int:
     """Write a bundle's program into the folder ``out``; return the exit status, 0.
 
     config: a preset or a JSON file.  fit: take the units from the bundle, and enlarge memories. UserError,

@@ -19,7 +19,10 @@ from safetensors.numpy import load_file, save_file
 from qvit_hw import cli
 from qvit_hw.errors import MissingTool, UserError
 
-COMMANDS = ("calibrate", "evaluate", "export", "generate", "simulate", "report", "demo")
+COMMANDS = (
+    *("calibrate", "evaluate", "export", "generate", "simulate", "report"),
+    *("compile", "demo"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -38,24 +38,26 @@ def _lines(program: Program) -> Iterator[str]:
         depth = getattr(spec, name)
         yield f"# {name:<10} {used:>6} of {depth:>6} words {100 * used / depth:5.1f} %"
     yield ""
+    wide = max(len(step.note) for step in program.steps)
     yield (
-        f"{'no':>5} {'word':>8} {'words':>6} {'cycles':>8} {'op':<10}{'wait':<14}{'what':<46}{'how'}"
+        f"{'no':>5} {'word':>8} {'words':>6} {'cycles':>8}  "
+        f"{'op':<9} {'wait':<15} {'what':<{wide}}  how"
     )
     for number, step in enumerate(program.steps):
-        yield _line(number, step, size)
+        yield _line(number, step, size, wide)
     yield ""
     cycles = sum(passes(step.instruction, size) for step in program.steps)
     yield f"# {len(program.steps)} instructions, {len(program.words)} words"
     yield f"# {cycles} cycles of passes at least (the array never waiting)"
 
 
-def _line(number: int, step: Step, size: int) -> str:
+def _line(number: int, step: Step, size: int, wide: int) -> str:
     instruction = step.instruction
     waits = " ".join(unit.name or "" for unit in Wait if unit & instruction.wait)
     cycles = passes(instruction, size)
     return (
-        f"{number:>5} {step.word:>8} {step.words:>6} {cycles or '':>8} {instruction.op.name:<10}"
-        f"{waits.lower():<14}{step.note:<46}{_how(instruction)}"
+        f"{number:>5} {step.word:>8} {step.words:>6} {cycles or '':>8}  "
+        f"{instruction.op.name:<9} {waits.lower():<15} {step.note:<{wide}}  {_how(instruction)}"
     ).rstrip()
 
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 import numpy as np
@@ -196,62 +196,63 @@ def patch_bias(node: Node) -> np.ndarray:
     return np.asarray(params.bias, np.int64) + 128 * np.asarray(params.weight, np.int64).sum(axis=1)
 
 
+_FIT = " (--fit takes it from the bundle)"
+
+
 def check_numbers(network: Network, spec: AcceleratorSpec) -> None:
-    """UserError, with the node's name, where a node has wider numbers or other units."""
-    for part in network.parts:
-        if isinstance(part, Mlp):
-            _at_most(part.fc1, "code", part.fc1.spec.out_bits, spec.gelu_bits)
-            _at_most(part.gelu, "output", part.gelu.spec.out_bits, 8)
-        else:
-            _at_most(part.qkv, "code", part.qkv.spec.out_bits, 8)
-    sums = [part.fc2 if isinstance(part, Mlp) else part.proj for part in network.parts]
-    for node in (*sums, *([network.head] if network.head else [])):
-        if node.spec.out_bits is not None:
-            _refuse(node, "it must give sums, not codes")
+    """UserError, with the node's name, where a node has wider numbers or other units than the accelerator."""
+    for node in network.nodes():
+        if node.op in ("layernorm", "softmax"):
+            _same(node, node.spec, getattr(spec, node.op))
     for node in network.nodes():
         _check_node(node, spec)
+    for part in network.parts:
+        if isinstance(part, Mlp):
+            _at_most(part.fc1, "code", part.fc1.spec.out_bits, spec.gelu_bits, _FIT)
+            _at_most(part.gelu, "output", part.gelu.spec.out_bits, 8)
+            _gives_sums(part.fc2)
+        else:
+            _at_most(part.qkv, "code", part.qkv.spec.out_bits, 8)
+            _gives_sums(part.proj)
+    if network.head is not None:
+        _gives_sums(network.head)
 
 
-def _at_most(node: Node, name: str, bits: int | None, most: int) -> None:
+def _gives_sums(node: Node) -> None:
+    if node.spec.out_bits is not None:
+        _refuse(node, "it must give sums, not codes")
+
+
+def _at_most(node: Node, name: str, bits: int | None, most: int, more: str = "") -> None:
     if bits is None or bits > most:
-        _refuse(node, f"its {name} must be {most} bits or less, not {bits}")
+        _refuse(node, f"its {name} must be {most} bits or less, not {bits}{more}")
 
 
 def _check_node(node: Node, spec: AcceleratorSpec) -> None:
     """What one node alone must keep to."""
-    accumulator, unit = Interval.of_bits(spec.acc_bits, signed=True), node.spec
+    unit = node.spec
     match node.op:
         case "patch_embed":
-            weight = np.asarray(node.params.weight, np.int64)
-            reach = int((128 * np.abs(weight).sum(axis=1) + np.abs(patch_bias(node))).max())
-            if not accumulator.holds(reach):
-                _at_most(node, "accumulator", reach.bit_length() + 1, spec.acc_bits)
+            weight = np.abs(np.asarray(node.params.weight, np.int64)).sum(axis=1)
+            reach = int((128 * weight + np.abs(patch_bias(node))).max())
+            _at_most(node, "accumulator", Interval(-reach, reach).bits, spec.acc_bits)
         case "linear":
             if not unit.in_signed:
                 _refuse(node, "its input must have a sign")
             _at_most(node, "accumulator", unit.acc_bits, spec.acc_bits)
         case "embed" | "residual":
-            _at_most(node, "input", unit.in_bits, spec.stream_bits)
-            _at_most(node, "output", unit.out_bits, spec.stream_bits)
+            _at_most(node, "input", unit.in_bits, spec.stream_bits, _FIT)
+            _at_most(node, "output", unit.out_bits, spec.stream_bits, _FIT)
         case "scores":
-            _at_most(node, "score", unit.score_bits, spec.softmax.score_bits)
+            _at_most(node, "score", unit.score_bits, spec.softmax.score_bits, _FIT)
         case "attend":
             _at_most(node, "output", unit.out_bits, 8)
             _at_most(node, "accumulator", unit.bounds["acc"].bits, spec.acc_bits)
-            _same(node, unit.softmax, spec.softmax)
-        case "layernorm":
-            _same(node, unit, spec.layernorm)
-        case "softmax":
-            _same(node, unit, spec.softmax)
 
 
 def _same(node: Node, given: Any, wanted: Any) -> None:
     """The unit of the hardware is what the node was calibrated for, to the last table."""
-    for name, value in vars(given).items():
-        built = vars(wanted).get(name)
+    for field in fields(given):
+        value, built = getattr(given, field.name), getattr(wanted, field.name)
         if value != built:
-            _refuse(
-                node,
-                f"its {name} is {value!r}, the configuration's {built!r} "
-                "(--fit takes the units from the bundle)",
-            )
+            _refuse(node, f"its {field.name} is {value!r}, the configuration's {built!r}{_FIT}")

@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiler: every tensor of a compiled network is golden's, no wait is in vain, what is refused."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from accelerated import BASE2, tiny_network
+from bundles import described, written
+from networks import images, tiny_swin
+
+from golden.accelerator import PRESETS, AcceleratorSpec
+from golden.layernorm import LayerNormSpec
+from golden.machine import Machine
+from golden.node import Node
+from golden.program import Instruction, Op, Wait, instruction_words
+from golden.vit import VitModel
+from qvit_hw import cli
+from qvit_hw.bundle import load_bundle
+from qvit_hw.compile import configuration
+from qvit_hw.compiler.layout import Layout, fitted
+from qvit_hw.compiler.listing import listing
+from qvit_hw.compiler.program import Program
+from qvit_hw.compiler.schedule import compile_network
+from qvit_hw.compiler.stages import recognise
+from qvit_hw.compiler.tensors import (
+    SUMS,
+    differences,
+    recorded,
+    references,
+    regrouped,
+    replayed,
+)
+from qvit_hw.errors import UserError
+
+NETWORKS = {
+    "plain": {},
+    "wide": {"wide": True},
+    "head of one channel": {"heads": (12, 1)},
+    "no prefix": {"prefix": 0, "heads": (2,)},
+    "codes": {"head": False, "heads": (4,), "wide": True},
+    "early": {"early": True, "heads": (3,)},
+    "five by seven": {"width": 35, "heads": (5, 7), "wide": True, "pixels": (1, 16, 20)},
+    "no blocks": {"heads": ()},
+}
+
+
+def compiled(model, size, **more):
+    """A program for an accelerator that is no larger than the network needs."""
+    network = recognise(model)
+    least = dict.fromkeys(Layout(network, size).needs, 16)
+    return compile_network(model, fitted(network, AcceleratorSpec(size=size, **least, **more)))
+
+
+def executed(program, image):
+    events = []
+    machine = Machine(program.spec, events.append)
+    return events, program.result(machine.run(program.words, program.image_words(image)))
+
+
+@pytest.mark.parametrize("size", [4, 8, 16, 32])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_tensor_is_golden_s(name, size):
+    model = tiny_network(**NETWORKS[name])
+    program = compiled(model, size)
+    for image in images(model):
+        events, result = executed(program, image)
+        wanted = references(program, model, image)
+        assert differences(regrouped(program, events), wanted) == []
+        assert np.array_equal(result, model(image[None])[0])
+    assert program.output == (model.output, len(result))
+    hidden = {
+        node.name for node in model.nodes if node.op == "linear" and node.name.endswith("fc1")
+    }
+    seen = {node.name for node in model.nodes if node.op != "select" or node.name == model.output}
+    assert set(wanted) == {name + SUMS if name in hidden else name for name in seen}
+
+
+def test_a_machine_keeps_nothing_from_one_network_to_the_next():
+    size, models = 8, [tiny_network(), tiny_network(seed=1, heads=(4,), prefix=1)]
+    spec = fitted(recognise(models[0]), AcceleratorSpec(size=size))
+    machine = Machine(spec)
+    for model in (*models, models[0]):
+        program = compile_network(model, spec)
+        for image in images(model):
+            result = program.result(machine.run(program.words, program.image_words(image)))
+            assert np.array_equal(result, model(image[None])[0])
+
+
+def test_a_wrong_weight_and_a_wrong_place_are_seen():
+    model = tiny_network()
+    program, image = compiled(model, 4), images(model)[2]
+    wanted = references(program, model, image)
+    step = next(step for step in program.steps if step.note.startswith("blocks.1.mlp.fc1"))
+    words = program.words.copy()
+    words[step.word + 8 + 9, 0] ^= 1  # the first weight
+    events, _ = executed(replace(program, words=words), image)
+    found = differences(regrouped(program, events), wanted)
+    assert found[0] == "blocks.1.mlp.fc1" + SUMS
+    assert "blocks.1.norm2" not in found
+    events, _ = executed(program, image)
+    parts = tuple(replace(part, column=part.column + 1) for part in program.steps[6].parts)
+    steps = (*program.steps[:6], replace(program.steps[6], parts=parts), *program.steps[7:])
+    assert differences(regrouped(replace(program, steps=steps), events), wanted) == [
+        "blocks.0.attn.qkv"
+    ]
+    assert differences({}, wanted) == list(wanted)
+
+
+def test_the_words_of_a_run_lead_to_the_same_tensors():
+    model = tiny_network(wide=True)
+    program, image = compiled(model, 8), images(model)[2]
+    events, _ = executed(program, image)
+    run = recorded(program, events)
+    again = regrouped(program, replayed(program, run))
+    assert differences(again, references(program, model, image)) == []
+    for name in ("sums", "words", "layernorm", "softmax"):
+        for part in (getattr(run, name)[:-1], getattr(run, name).repeat(2, axis=0)):
+            with pytest.raises(ValueError, match=f"^Words of {name} must be "):
+                replayed(program, replace(run, **{name: part}))
+
+
+# ------------------------------------------------------------------------------------------ waits
+
+
+@pytest.mark.parametrize("size", [4, 16])
+@pytest.mark.parametrize("wide", [False, True])
+def test_no_wait_is_in_vain(size, wide):
+    model = tiny_network(wide=wide, heads=(3, 1))
+    program, image = compiled(model, size), images(model)[2]
+    waits = 0
+    for number, step in enumerate(program.steps):
+        for unit in Wait:
+            if not unit & step.instruction.wait:
+                continue
+            waits += 1
+            less = replace(step.instruction, wait=step.instruction.wait & ~unit)
+            words = program.words.copy()
+            changed = instruction_words(less, size)
+            words[step.word : step.word + len(changed)] = changed
+            with pytest.raises(
+                ValueError, match=f"^Instruction {number}, .* must wait for {unit.name}"
+            ):
+                executed(replace(program, words=words), image)
+    assert waits > 20
+
+
+# ------------------------------------------------------------------------------- what is refused
+
+
+def changed(model, name, **fields):
+    """The model with another spec, params or layout in one node."""
+    nodes = [replace(node, **fields) if node.name == name else node for node in model.nodes]
+    return VitModel(nodes, model.input_size)
+
+
+def refuse(sentence, model, spec=None):
+    spec = spec or PRESETS["16x16"]
+    with pytest.raises(UserError, match=f"^{sentence}$"):
+        compile_network(model, spec)
+
+
+SMALL = AcceleratorSpec(size=8, softmax=BASE2, layernorm=LayerNormSpec(max_channels=64))
+
+
+def test_networks_that_have_no_place():
+    node = "Node '{}' cannot run on the accelerator: "
+    refuse(node.format("start") + "here it takes embed, not start.", tiny_swin(), SMALL)
+    model = tiny_network()
+    nodes = [*model.nodes[:-2], replace(model["pool"], layout={"tokens": (0, 1)})]
+    refuse(
+        node.format("pool") + "it selects 2 tokens, not one.",
+        VitModel(nodes, model.input_size),
+        SMALL,
+    )
+    end = Node(name="again", op="select", inputs=("norm",), layout={"tokens": (0,)})
+    more = VitModel([*tiny_network(head=False).nodes, end], model.input_size)
+    refuse(node.format("again") + "here it takes linear, not select.", more, SMALL)
+    refuse(
+        "Network must go on with layernorm, not end with 'blocks.1.residual2'.",
+        VitModel(model.nodes[:-3], model.input_size),
+        SMALL,
+    )
+    windows = {"heads": 2, "windows": np.arange(8).reshape(1, 8)}
+    scores = model["blocks.0.attn.scores"]
+    bias = replace(scores.params, bias=np.zeros((2, 8, 8), np.int64))
+    refuse(
+        node.format(scores.name) + "it has a bias of relative positions.",
+        changed(model, scores.name, params=bias),
+        SMALL,
+    )
+    short = VitModel(
+        [
+            replace(node, layout={**windows}) if node.name == scores.name else node
+            for node in model.nodes[:5]
+        ],
+        model.input_size,
+    )
+    refuse(node.format(scores.name) + "it has windows.", short, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"layernorm": LayerNormSpec()},
+            "'blocks.0.norm1' .*: its max_channels is 64, the .* 3072",
+        ),
+        (
+            {"softmax": replace(BASE2, max_tokens=65)},
+            "'blocks.0.attn' .*: its max_tokens is 64, .* 65",
+        ),
+        (
+            {"acc_bits": 24},
+            "'blocks.0.attn.qkv' .*: its accumulator must be 24 bits or less, not 32",
+        ),
+    ],
+)
+def test_an_accelerator_of_other_units(change, sentence):
+    refuse(f"Node {sentence}.*", tiny_network(), replace(SMALL, **change))
+
+
+def test_codes_wider_than_the_table_and_the_stream():
+    model = tiny_network(wide=True)
+    spec = fitted(recognise(model), SMALL)
+    compile_network(model, spec)
+    refuse(
+        "Node 'blocks.0.mlp.fc1' .*: its code must be 8 bits or less, not 10 "
+        r"\(--fit takes it from the bundle\)\.",
+        model,
+        replace(spec, gelu_bits=8),
+    )
+    narrow = replace(spec, stream_bits=8, layernorm=replace(spec.layernorm, in_bits=8))
+    refuse("Node 'blocks.0.norm1' .*: its in_bits is 16, the configuration's 8 .*", model, narrow)
+
+
+def test_all_memories_that_are_too_small_are_named():
+    small = replace(SMALL, features=16, keys=16, max_tokens=16)
+    model = tiny_network(pixels=(3, 16, 20))
+    with pytest.raises(UserError) as caught:
+        compile_network(model, small)
+    needs = Layout(recognise(model), 8).needs
+    assert str(caught.value) == (
+        f"The network does not fit: max_tokens must be 22, not 16; features must have {needs['features']} "
+        f"words, not 16; keys must have {needs['keys']} words, not 16 (--fit enlarges them)."
+    )
+    assert needs["keys"] == 24  # 22 tokens in whole blocks of 8
+    exact = replace(small, **{name: max(16, words) for name, words in needs.items()})
+    compile_network(model, exact)
+    for name, words in needs.items():
+        if words > 16:
+            with pytest.raises(UserError, match=f"fit: {name} must [a-z ]*{words}"):
+                compile_network(model, replace(exact, **{name: words - 1}))
+
+
+def test_what_is_used_is_what_is_needed():
+    """The machine refuses an address beyond a memory; so the exact depths hold every access."""
+    model = tiny_network(wide=True)
+    spec = fitted(recognise(model), SMALL)
+    needs = {name: max(16, words) for name, words in Layout(recognise(model), 8).needs.items()}
+    program, image = compile_network(model, replace(spec, **needs)), images(model)[2]
+    _, result = executed(program, image)
+    assert np.array_equal(result, model(image[None])[0])
+
+
+# ------------------------------------------------------------------------------------ the command
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    out = tmp_path_factory.mktemp("digits") / "bundle"
+    wanted = ["--preset", "w8a8p5", "--reparam", "0", "--calibration", "8", "--vector-images", "1"]
+    assert cli.invoke(["calibrate", "--model", "digits", *wanted, "--out", str(out)]) == 0
+    return out
+
+
+def invoked(bundle, out, *more, config="16x16"):
+    return cli.invoke(
+        ["compile", "--bundle", str(bundle), "--config", config, "--out", str(out), *more]
+    )
+
+
+def test_the_folder_has_all_that_a_run_needs(bundle, tmp_path, capsys):
+    out = tmp_path / "program"
+    assert invoked(bundle, out, "--fit") == 0
+    assert "for a 16 x 16 array" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("bundle", "listing.txt", "program.bin", "program.json")
+    ]
+    program, model = Program.load(out), VitModel.from_bundle(out / "bundle")
+    assert load_bundle(out / "bundle").sha256 == load_bundle(bundle).sha256
+    image = images(model)[2]
+    events, result = executed(program, image)
+    assert np.array_equal(result, model(image[None])[0])
+    assert differences(regrouped(program, events), references(program, model, image)) == []
+    assert listing(program) == (out / "listing.txt").read_text()
+    index = json.loads((out / "program.json").read_text())
+    assert index["memory"]["stream"] == {"used": 68, "words": 4096}
+    assert index["image"]["words"] == 16
+    assert index["fingerprint"] == f"{program.spec.fingerprint:016x}"
+    first = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert invoked(bundle, out, "--fit") == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == first
+
+
+def test_the_listing_has_a_line_for_every_instruction(tmp_path):
+    program = compiled(tiny_network(wide=True), 4)
+    lines = listing(program).splitlines()
+    numbered = [line for line in lines if re.match(r" +\d+ ", line)]
+    assert len(numbered) == len(program.steps)
+    for number, (line, step) in enumerate(zip(numbered, program.steps, strict=True)):
+        assert line.split()[:3] == [str(number), str(step.word), str(step.words)]
+        assert step.note in line
+        assert ("array" in line) == bool(step.instruction.wait & Wait.ARRAY)
+    products = [step.instruction for step in program.steps if step.instruction.op is Op.MULTIPLY]
+    cycles = sum(each["blocks"] * each["depth"] * max(each["tokens"], 4) for each in products)
+    assert any(line.startswith(f"# {cycles} cycles") for line in lines)
+
+
+@pytest.fixture
+def refused(capsys, tmp_path):
+    """A function: compile must say this sentence and leave everything as it was."""
+
+    def check(sentence, *arguments, **more):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert invoked(*arguments, **more) == cli.BAD_INPUT
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert re.fullmatch(f"error: {sentence}", last), last
+        after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert after == before
+
+    return check
+
+
+def test_bad_input_is_one_sentence(bundle, tmp_path, refused):
+    out = tmp_path / "out"
+    refused("Node 'blocks.0.norm1' cannot run .*its in_bits is 16, .*", bundle, out)
+    refused(
+        "Configuration must be 16x16, 32x32 or a file .*json, not '17'.", bundle, out, config="17"
+    )
+    file = tmp_path / "spec.json"
+    refused(f"Configuration '{file}' cannot be read: .*", bundle, out, config=str(file))
+    for text, reason in (
+        ("{", ".*"),
+        ("[]", ".*"),
+        ('{"size": 5}', r"Size must be one of \(4, 8, 16, 32\), not 5."),
+        ('{"siez": 4}', r"Fields of an accelerator must be its own, not \['siez'\]."),
+        ('{"layernorm": {"lanes": 4}}', ".*"),
+    ):
+        file.write_text(text)
+        refused(f"Configuration '{file}' is not sound: {reason}", bundle, out, config=str(file))
+    refused("Bundle .* is not a bundle: .*", tmp_path, out)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine").write_text("mine")
+    refused("Output .* holds other files: it is left alone.", bundle, other, "--fit")
+    swin = tmp_path / "swin"
+    written(swin, *described(tiny_swin()))
+    refused("Bundle .*", swin, out, "--fit")
+
+
+def test_a_configuration_from_a_file(tmp_path):
+    file, spec = tmp_path / "spec.json", replace(PRESETS["32x32"], stream_bits=8, keys=512)
+    file.write_text(json.dumps(spec.to_json()))
+    assert configuration(str(file)) == spec
+    assert configuration("32x32") is PRESETS["32x32"]
+
+
+def test_a_folder_that_was_changed_is_not_loaded(bundle, tmp_path):
+    out = tmp_path / "program"
+    assert invoked(bundle, out, "--fit") == 0
+    kept = (out / "program.json").read_bytes()
+    Program.load(out)
+
+    def fails(reason):
+        with pytest.raises(UserError, match=f"^Program '{out}' {reason}$"):
+            Program.load(out)
+        (out / "program.json").write_bytes(kept)
+
+    def with_index(**more):
+        (out / "program.json").write_text(json.dumps({**json.loads(kept), **more}))
+
+    with_index(schema="other")
+    fails("is not sound: schema must be 'qvit-hw/program', not 'other'.")
+    with_index(version=2)
+    fails("is not sound: version must be 1, not 2.")
+    with_index(words=1)
+    fails("is not sound: .*")
+    with_index(steps=None, instructions=None)
+    fails("is not sound: .*")
+    (out / "program.json").write_text("{}")
+    fails("is not sound: program.json lacks 'schema'.")
+    with (out / "program.bin").open("r+b") as file:
+        file.write(b"\xff")
+    fails("is not sound: program.bin must be the file that was written, not another.")
+    (out / "program.bin").unlink()
+    fails("cannot be read: program.bin: No such file or directory.")
+
+
+def test_images_of_another_kind():
+    image = compiled(tiny_network(heads=()), 4).image
+    with pytest.raises(ValueError, match=r"^Image must be \(3, 8, 12\), not shape \(3, 8, 8\)$"):
+        image.words(np.zeros((3, 8, 8), np.uint8), 4)
+    with pytest.raises(TypeError, match=r"^Images must be an array of uint8 pixels, not int64$"):
+        image.words(np.zeros((3, 8, 12), np.int64), 4)
+
+
+def test_an_instruction_of_a_loaded_program_is_the_one_that_was_written(bundle, tmp_path):
+    out = tmp_path / "program"
+    assert invoked(bundle, out, "--fit", config="32x32") == 0
+    loaded = Program.load(out)
+    made = compile_network(VitModel.from_bundle(bundle), loaded.spec, loaded.notes)
+    assert np.array_equal(loaded.words, made.words)
+    assert [step.instruction.to_bytes() for step in loaded.steps] == [
+        step.instruction.to_bytes() for step in made.steps
+    ]
+    assert [step.parts for step in loaded.steps] == [step.parts for step in made.steps]
+    assert all(isinstance(step.instruction, Instruction) for step in loaded.steps)
