@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from amaranth.hdl import Array, Cat, Const, Module, Signal, Value
 
 from rtl.row import delayed
 
-__all__ = ["look_up", "normalise", "product", "shift_right", "square"]
+__all__ = ["carried", "floor_shift", "look_up", "normalise", "product", "shift_right", "square"]
 
 CHUNK = 17
 """Unsigned bits of one multiplier port: 18 with sign, on Xilinx and on Lattice devices."""
@@ -120,3 +121,26 @@ def shift_right(m: Module, value: Value, amount: Value, keep: int, name: str) ->
         amount = delayed(m, amount, 1, f"{name}_amount_{stage}") if stage < 2 else amount
         value = shifted
     return value.as_signed()
+
+
+def carried(m: Module, value: Any, cycles: int, name: str) -> Any:
+    """:func:`~rtl.row.delayed` through registers without a reset: for what counts only beside a valid bit."""
+    for cycle in range(1, cycles + 1):
+        register = Signal.like(value, name=f"{name}_{cycle}", reset_less=True)
+        m.d.sync += register.eq(value)
+        value = register
+    return value
+
+
+def floor_shift(m: Module, value: Value, amount: Value, name: str) -> Value:
+    """All of ``value >> amount`` (arithmetic, amount of 6 bits), in 3 cycles.
+
+    As :func:`shift_right`, but each stage is one shift, which simulators do in one step.
+    """
+    value = value.as_signed()
+    for stage, low in enumerate((4, 2, 0)):
+        shifted = Signal(value.shape(), name=f"{name}_{stage}", reset_less=True)
+        m.d.sync += shifted.eq(value >> Cat(Const(0, low), amount[low : low + 2]))
+        amount = carried(m, amount[:low], 1, f"{name}_amount_{stage}") if low else amount
+        value = shifted
+    return value

@@ -19,7 +19,7 @@ from amaranth.lib.wiring import In, Out
 
 from golden.accelerator import AcceleratorSpec
 from golden.program import PARAMETER_WORDS, Sink
-from rtl.arith import product, shift_right
+from rtl.arith import carried, floor_shift, product
 from rtl.matrix import sums_signature
 from rtl.row import PARAM_WRITE, delayed
 
@@ -28,8 +28,6 @@ __all__ = ["Drain", "block_layout", "parameters_layout", "result_signature", "st
 Y_BITS = 32
 """Width of a result, the largest ``clamp``."""
 MAX_ALIGN = 7
-LANE = data.StructLayout({"bias": signed(32), "multiplier": 24, "shift": 6, "align": 3})
-"""A lane's parameters: bias, M2, n, a."""
 
 
 def block_layout() -> data.StructLayout:
@@ -39,7 +37,7 @@ def block_layout() -> data.StructLayout:
 
 
 def parameters_layout(spec: AcceleratorSpec) -> data.StructLayout:
-    """A word of the lanes' parameters (:func:`golden.program.parameter_words`), and the block's with ``last``."""
+    """A word of the lanes' parameters (:func:`golden.program.parameter_words`); with ``last`` the block's."""
     word = data.ArrayLayout(unsigned(8), spec.size)
     fields = {name: member.shape for name, member in block_layout()}
     return data.StructLayout({"word": word, "last": 1, **fields})
@@ -56,6 +54,16 @@ def result_signature(spec: AcceleratorSpec) -> wiring.Signature:
     lanes = data.ArrayLayout(signed(Y_BITS), spec.size)
     place = {"sink": Out(3), "address": Out(16), "token": Out(range(spec.max_tokens))}
     return wiring.Signature({"valid": Out(1), **place, "acc": Out(lanes), "y": Out(lanes)})
+
+
+class _Lane:
+    """A lane's parameters: bias, M2, n, a."""
+
+    def __init__(self, lane: int) -> None:
+        self.bias = Signal(signed(32), name=f"bias_{lane}", reset_less=True)
+        self.multiplier = Signal(24, name=f"multiplier_{lane}", reset_less=True)
+        self.shift = Signal(6, name=f"shift_{lane}", reset_less=True)
+        self.align = Signal(3, name=f"align_{lane}", reset_less=True)
 
 
 class Drain(wiring.Component):
@@ -116,9 +124,9 @@ class Drain(wiring.Component):
             self.stream.en.eq(valid & adds),  # 1
             self.stream.address.eq(address),
             self.result.valid.eq(delayed(m, valid, 14, "valid_on")),
-            self.result.token.eq(delayed(m, self.sums.token, 15, "token_on")),
-            self.result.address.eq(delayed(m, address, 14, "address_on")),
-            self.result.sink.eq(delayed(m, block.sink, 14, "sink_on")),
+            self.result.token.eq(carried(m, self.sums.token, 15, "token_on")),
+            self.result.address.eq(carried(m, address, 14, "address_on")),
+            self.result.sink.eq(carried(m, block.sink, 14, "sink_on")),
             self.result.acc.eq(self.result.y),
             self.table.ready.eq(1),
         ]
@@ -126,35 +134,35 @@ class Drain(wiring.Component):
         m.d.sync += under_way.eq(Cat(self.sums.valid, under_way))
         m.d.comb += self.busy.eq(under_way.any())
 
-        gain = delayed(m, block.gain, 4, "gain")  # 5
+        gain = carried(m, block.gain, 4, "gain")  # 5
         beyond = Signal(Y_BITS - 1)  # the bits that repeat the sign of a result of `clamp` bits
-        clamp = delayed(m, block.clamp, 10, "clamp")
+        clamp = carried(m, block.clamp, 10, "clamp")
         m.d.sync += beyond.eq(Cat(clamp <= bit + 1 for bit in range(Y_BITS - 1)))  # 12
-        zero_out = delayed(m, block.zero_out, 10, "zero_out")  # 11
-        gelu = delayed(m, block.gelu, 13, "gelu")  # 14
-        sums = delayed(m, self.sums.acc, 1, "sums")
+        zero_out = carried(m, block.zero_out, 10, "zero_out")  # 11
+        gelu = carried(m, block.gelu, 13, "gelu")  # 14
+        sums = carried(m, self.sums.acc, 1, "sums")
         for lane, x in enumerate(self._stream(m, lanes, block.zero_in, adds)):
             own = lanes[lane]
-            acc = Signal(signed(32), name=f"acc_{lane}")
+            acc = Signal(signed(32), name=f"acc_{lane}", reset_less=True)
             m.d.sync += acc.eq(sums[lane] + own.bias)  # 2
             kept = product(m, x, gain, f"kept_{lane}")  # 7
-            operand = delayed(m, acc, 3, f"operand_{lane}")  # 5
-            multiplier = delayed(m, own.multiplier, 4, f"multiplier_{lane}")
+            operand = carried(m, acc, 3, f"operand_{lane}")  # 5
+            multiplier = carried(m, own.multiplier, 4, f"multiplier_{lane}")
             branch = product(m, operand, multiplier, f"branch_{lane}")  # 7
-            total = Signal(signed(max(len(x) + 32, 32 + 24) + 1), name=f"total_{lane}")
+            total = Signal(signed(max(len(x) + 32, 32 + 24) + 1), name=f"total_{lane}", reset_less=True)
             m.d.sync += total.eq(kept + branch)  # 8
             # One more bit below the point: rs(T, n) = floor(T / 2**n) + the bit shifted out last.
-            double, shift = Cat(Const(0, 1), total), delayed(m, own.shift, 7, f"shift_{lane}")
-            halves = shift_right(m, double, shift, len(double), f"halves_{lane}")  # 11
-            moved = Signal(signed(len(total) + 1), name=f"moved_{lane}")
+            double, shift = Cat(Const(0, 1), total), carried(m, own.shift, 7, f"shift_{lane}")
+            halves = floor_shift(m, double, shift, f"halves_{lane}")  # 11
+            moved = Signal(signed(len(total) + 1), name=f"moved_{lane}", reset_less=True)
             m.d.sync += moved.eq((halves >> 1) + halves[0] + zero_out)  # 12
             y = self._clamped(m, moved, beyond, f"y_{lane}")  # 13
             code = self._table(m, y, lane)  # 14
-            plain = delayed(m, y, 1, f"plain_{lane}")
+            plain = carried(m, y, 1, f"plain_{lane}")
             m.d.sync += self.result.y[lane].eq(Mux(gelu, code, plain))  # 15
         return m
 
-    def _parameters(self, m: Module) -> tuple[list[Any], Any, Signal]:
+    def _parameters(self, m: Module) -> tuple[list[_Lane], Any, Signal]:
         """The lanes' and the block's parameters, in the cycle after sums; the token's address then."""
         size, load, opening = self._spec.size, self.load.payload, Signal()
         words = data.ArrayLayout(data.ArrayLayout(unsigned(8), size), PARAMETER_WORDS)
@@ -179,7 +187,7 @@ class Drain(wiring.Component):
         lanes = []
         for lane in range(size):
             record = Cat(word[lane] for word in shadow)
-            own = Signal(LANE, name=f"own_{lane}", reset_less=True)
+            own = _Lane(lane)
             with m.If(opening):
                 m.d.sync += [
                     own.bias.eq(record[:32]),
@@ -190,29 +198,28 @@ class Drain(wiring.Component):
             lanes.append(own)
         return lanes, working, address
 
-    def _stream(self, m: Module, lanes: list[Any], zero_in: Value, adds: Value) -> list[Signal]:
+    def _stream(self, m: Module, lanes: list[_Lane], zero_in: Value, adds: Value) -> list[Signal]:
         """X of each lane, 5 cycles after the sums."""
         bits = self._spec.stream_bits
-        word = delayed(m, self.stream.word, 1, "word")  # 3
-        point = delayed(m, zero_in[:bits].as_signed(), 2, "zero_in")
-        adding = delayed(m, adds, 3, "adding")  # 4
+        word = carried(m, self.stream.word, 1, "word")  # 3
+        point = carried(m, zero_in[:bits].as_signed(), 2, "point")
+        adding = carried(m, adds, 3, "adding")  # 4
         results = []
         for lane, own in enumerate(lanes):
-            centered = Signal(signed(bits + 1), name=f"centered_{lane}")
+            centered = Signal(signed(bits + 1), name=f"centered_{lane}", reset_less=True)
             m.d.sync += centered.eq(word[lane] - point)  # 4
-            align = delayed(m, own.align, 3, f"align_{lane}")
-            x = Signal(signed(bits + 1 + MAX_ALIGN), name=f"x_{lane}")
+            align = carried(m, own.align, 3, f"align_{lane}")
+            x = Signal(signed(bits + 1 + MAX_ALIGN), name=f"x_{lane}", reset_less=True)
             m.d.sync += x.eq(Mux(adding, centered << align, 0))  # 5
             results.append(x)
         return results
 
     def _clamped(self, m: Module, value: Value, beyond: Value, name: str) -> Signal:
         """``value`` saturated, a cycle later: every bit of ``beyond`` has to be its sign."""
-        sign, y = value[-1], Signal(signed(Y_BITS), name=name)
+        sign, y = value[-1], Signal(signed(Y_BITS), name=name, reset_less=True)
         low, high = value[: Y_BITS - 1], value[Y_BITS - 1 :]
-        signs = sign.replicate(Y_BITS - 1)
-        over = ((low ^ signs) & beyond).any() | (high != sign.replicate(len(high)))
-        m.d.sync += y.eq(Cat(Mux(over, beyond ^ ~signs, low), sign))
+        fits = (high.all() | ~high.any()) & ~(Mux(sign, ~low, low) & beyond).any()
+        m.d.sync += y.eq(Cat(Mux(fits, low, Mux(sign, beyond, ~beyond)), sign))
         return y
 
     def _table(self, m: Module, y: Value, lane: int) -> Value:

@@ -16,13 +16,10 @@ from amaranth.lib.wiring import In, Out
 
 from golden.accelerator import AcceleratorSpec
 from golden.matrix_cycles import MatrixArray
+from rtl.arith import carried
 from rtl.row import delayed
 
-__all__ = ["LOOP", "MatrixEngine", "pass_layout", "read_signature", "sums_signature", "tile_layout"]
-
-LOOP = 4
-"""Cycles from reading a partial sum to reading what was added to it: memory, its register, adder, memory."""
-
+__all__ = ["MatrixEngine", "pass_layout", "read_signature", "sums_signature", "tile_layout"]
 
 def tile_layout(spec: AcceleratorSpec) -> data.StructLayout:
     """A word of a tile: its column, or with ``row`` its row; ``last`` with the L-th."""
@@ -57,9 +54,10 @@ class MatrixEngine(wiring.Component):
     spec : AcceleratorSpec
         Edge of the array, width of its operands, words and width of the accumulators.
 
-    A pass takes max(tokens, LOOP) cycles; the next one follows without a gap if its tile is there. A tile is
-    loaded while the one before works, from the third cycle of that pass on. ``latency``: from an address
-    to its sums. Sums wrap at ``acc_bits``.
+    A pass takes ``tokens`` cycles (at least 1) and the next one follows without a gap if its tile is there.
+    A tile is loaded from the third cycle of the pass before on, so that passes are L + 2 cycles apart or
+    more; reading a partial sum, adding and writing it takes 4, so that no pass meets the sums of the last.
+    ``latency``: from an address to its sums. Sums wrap at ``acc_bits``.
 
     Members
     -------
@@ -110,18 +108,22 @@ class MatrixEngine(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         copy = Signal()  # the shadow tile becomes the working one
-        passing = self._issue(m, self._load(m, copy), copy)
+        shadow, full = self._load(m, copy)
+        passing = self._issue(m, full, copy)
         # Data path, in cycles after the address: 1 word, 2 operand, 3 the multipliers' ports.
-        operand = delayed(m, self.read.word, 2, "operand")
+        operand = carried(m, self.read.word, 2, "operand")
         m.d.comb += copy.eq(delayed(m, passing.valid & passing.opening, 2, "copy"))
-        dots = [
-            self._column(m, operand, column, copy) for column in range(self._spec.size)
-        ]
+        dots = []
+        for column, tile in enumerate(shadow):
+            weights = Signal.like(tile, name=f"weights_{column}", reset_less=True)
+            with m.If(copy):
+                m.d.sync += weights.eq(tile)
+            dots.append(self._dot(m, operand, weights, f"sum_{column}"))
         self._accumulate(m, dots, passing)
         return m
 
-    def _load(self, m: Module, copy: Value) -> Signal:
-        """The shadow tile: a column at a time is written, rows are shifted through. Whether it is full."""
+    def _load(self, m: Module, copy: Value) -> tuple[list[Any], Signal]:
+        """The shadow tile's columns, written one by one or shifted through; whether it is full."""
         size, word = self._spec.size, self.load.payload.word
         full = Signal()
         count = Signal(range(size))
@@ -131,69 +133,58 @@ class MatrixEngine(wiring.Component):
             m.d.sync += full.eq(0)
         with m.If(taken):
             m.d.sync += [count.eq(count + 1), full.eq(self.load.payload.last)]
-        self._shadow = []
+        columns = []
         for column in range(size):
-            shadow = Signal(8 * size, name=f"shadow_{column}", reset_less=True)
+            shadow = Signal.like(word, name=f"shadow_{column}", reset_less=True)
             with m.If(taken & self.load.payload.row):
-                m.d.sync += shadow.eq(Cat(shadow[8:], word[column]))
+                m.d.sync += shadow.eq(Cat(shadow.as_value()[8:], word[column]))
             with m.Elif(taken & (count == column)):
-                m.d.sync += shadow.eq(word.as_value())
-            self._shadow.append(shadow)
-        return full
+                m.d.sync += shadow.eq(word)
+            columns.append(shadow)
+        return columns, full
 
     def _issue(self, m: Module, full: Value, copy: Value) -> Any:
         """Passes become addresses; what to do with each word and its sums."""
-        go, left, rest = self.go, Signal(range(self._spec.max_tokens)), Signal(range(LOOP))
+        go, held, tokens = self.go, Signal(pass_layout()), range(self._spec.max_tokens)
+        left, token, taken = Signal(tokens), Signal(tokens), Signal()
         promised = Signal()  # the shadow tile belongs to a pass that has begun
-        token = Signal(range(self._spec.max_tokens))
-        taken = Signal()
-        held = Signal(pass_layout())
-        m.d.comb += [
-            go.ready.eq(full & ~promised & (left == 0) & (rest == 0)),
-            taken.eq(go.valid & go.ready),
-        ]
-        now = pass_layout()(Mux(taken, go.payload.as_value(), held.as_value()))
-        issue = taken | (left != 0)
-        with m.If(taken):
-            m.d.sync += [held.eq(go.payload), left.eq(go.payload.tokens - 1), rest.eq(LOOP - 1)]
-        with m.Else():
-            m.d.sync += [left.eq(left - (left != 0)), rest.eq(rest - (rest != 0))]
-        with m.If(issue):
-            m.d.sync += [token.eq(Mux(taken, 1, token + 1)), held.base.eq(now.base + 1)]
+        m.d.comb += [go.ready.eq(full & ~promised & (left == 0)), taken.eq(go.valid & go.ready)]
         with m.If(copy):
             m.d.sync += promised.eq(0)
         with m.Elif(taken):
             m.d.sync += promised.eq(1)
-        m.d.comb += [
-            self.read.en.eq(issue),
-            self.read.source.eq(now.source),
-            self.read.even.eq(now.even),
-            self.read.odd.eq(now.odd),
-            self.read.address.eq(now.base),
-        ]
+        now = pass_layout()(Mux(taken, go.payload.as_value(), held.as_value()))
         layout = {"valid": 1, "opening": 1, "first": 1, "last": 1, "token": token.shape()}
         passing = Signal(data.StructLayout(layout))
         m.d.comb += [
-            passing.valid.eq(issue),
+            self.read.source.eq(now.source),
+            self.read.even.eq(now.even),
+            self.read.odd.eq(now.odd),
+            self.read.en.eq(passing.valid),
+            self.read.address.eq(now.base),
+            passing.valid.eq(taken | (left != 0)),
             passing.opening.eq(taken),
             passing.first.eq(now.first),
             passing.last.eq(now.last),
             passing.token.eq(Mux(taken, 0, token)),
         ]
+        with m.If(passing.valid):
+            m.d.sync += [
+                held.eq(now),
+                held.base.eq(now.base + 1),
+                token.eq(passing.token + 1),
+                left.eq(Mux(taken, go.payload.tokens, left) - 1),
+            ]
         return passing
 
-    def _column(self, m: Module, operand: Any, column: int, copy: Value) -> Value:
+    def _dot(self, m: Module, operand: Any, weights: Any, name: str) -> Value:
         """Dot product of the operands and a column of the working tile: products, then a tree of sums."""
-        size = self._spec.size
-        weights = Signal(data.ArrayLayout(signed(8), size), name=f"weights_{column}", reset_less=True)
-        with m.If(copy):
-            m.d.sync += weights.as_value().eq(self._shadow[column])
-        values: list[Value] = [operand[row] * weights[row] for row in range(size)]
+        values: list[Value] = [operand[row] * weights[row] for row in range(self._spec.size)]
         level = 0
         while True:
             registers = []
             for index, value in enumerate(values):
-                register = Signal(value.shape(), name=f"sum_{column}_{level}_{index}", reset_less=True)
+                register = Signal(value.shape(), name=f"{name}_{level}_{index}", reset_less=True)
                 m.d.sync += register.eq(value)
                 registers.append(register)
             if len(registers) == 1:
@@ -210,11 +201,11 @@ class MatrixEngine(wiring.Component):
         writer, reader = memory.write_port(), memory.read_port()
         early = delayed(m, passing, self.latency - 3, "early")
         late = delayed(m, early, 3, "late")
-        before, fresh = Signal(acc), delayed(m, early.first, 1, "fresh")
+        before, fresh = Signal(acc, reset_less=True), delayed(m, early.first, 1, "fresh")
         m.d.comb += reader.addr.eq(early.token)
         # Block RAMs answer late in the cycle: their output goes straight into a register.
         m.d.sync += before.as_value().eq(Mux(fresh, 0, reader.data.as_value()))
-        total = Signal(acc)
+        total = Signal(acc, reset_less=True)
         m.d.sync += [total[i].eq(before[i] + dot) for i, dot in enumerate(dots)]
         m.d.comb += [
             writer.en.eq(late.valid & ~late.last | self.put.valid),

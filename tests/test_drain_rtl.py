@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from amaranth.hdl import Cat, Const, Value
 from amaranth.sim import Simulator
 
 import rtl.drain
@@ -23,6 +24,7 @@ from golden.requant import corner_rows as requant_corners
 from golden.residual import ResidualSpec, residual
 from golden.residual import corner_rows as residual_corners
 from golden.softmax import SoftmaxSpec
+from rtl.arith import carried, floor_shift
 from rtl.drain import Drain
 
 Ints = npt.NDArray[np.int64]
@@ -193,3 +195,118 @@ def random_block(rng: np.random.Generator, unit: AcceleratorSpec, tokens: int, *
 def test_random_blocks(stream_bits: int) -> None:
     rng, unit = np.random.default_rng(stream_bits), spec(stream_bits)
     check(unit, [random_block(rng, unit, tokens) for tokens in rng.integers(1, 21, 60).tolist()])
+
+
+def test_blocks_follow_without_a_gap() -> None:
+    """Parameters change between two sums; the next ones are loaded meanwhile."""
+    rng, unit = np.random.default_rng(5), spec()
+    seen = check(unit, [random_block(rng, unit, 11) for _ in range(20)])
+    assert np.diff(seen.entered).tolist() == [1] * 219
+
+
+@pytest.mark.parametrize("gelu_bits", [8, 10])
+def test_gelu(gelu_bits: int) -> None:
+    rng, unit = np.random.default_rng(gelu_bits), spec(gelu_bits=gelu_bits)
+    table = rng.integers(-128, 128, 1 << gelu_bits)
+    fixed: dict[str, Any] = {"clamp": gelu_bits, "multiplier": np.full(SIZE, 1 << 20), "zero_out": 3}
+    blocks = [
+        random_block(rng, unit, 20, gelu=gelu, sink=sink, shift=np.full(SIZE, n), **fixed)
+        for sink in (Sink.FEATURES, Sink.OUTPUTS, Sink.STREAM)
+        for gelu in (True, False)
+        for n in (20, 24, 28, 32)
+    ]
+    # Every entry is met.
+    sums = np.arange(-(1 << (gelu_bits - 1)), 1 << (gelu_bits - 1)).reshape(-1, SIZE)
+    plain = {"shift": np.full(SIZE, 20), "bias": np.zeros(SIZE, np.int64), "sink": Sink.KEYS, "gelu": True}
+    for part in np.array_split(sums, len(sums) // 16):
+        blocks.append(random_block(rng, unit, len(part), sums=part, **fixed | plain | {"zero_out": 0}))
+    check(unit, blocks, table)
+
+
+def wrapped(acc: Ints) -> Ints:
+    """As 32 bits signed."""
+    return np.asarray((acc + (1 << 31)) % (1 << 32) - (1 << 31))
+
+
+def residual_blocks(bits: int) -> tuple[list[Block], Ints]:
+    """The corner rows of golden.residual, a block for each lanes' worth, and the golden codes."""
+    shape = ResidualSpec(in_bits=bits, out_bits=bits, max_shift=7, gain_bits=32, multiplier_bits=24)
+    rng, blocks, wanted = np.random.default_rng(bits), [], []
+    for _, codes, acc, params in residual_corners(shape):
+        wanted.append(residual(codes, acc, shape, params).reshape(-1, SIZE))
+        for start in range(0, len(codes), SIZE):
+            lanes = slice(start, start + SIZE)
+            bias = rng.integers(-(1 << 31), 1 << 31, SIZE)
+            block = Block(
+                sums=wrapped(acc[lanes] - bias)[None],
+                stream=codes[None, lanes],
+                bias=bias,
+                multiplier=params.multiplier[lanes],
+                shift=params.shift + params.out_shift[lanes],
+                align=params.in_shift[lanes],
+                sink=Sink.STREAM,
+                clamp=bits,
+                gain=params.gain,
+                zero_in=params.in_zero_point,
+                zero_out=params.zero_point,
+            )
+            blocks.append(block)
+    return blocks, np.concatenate(wanted)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_residual_corners(bits: int) -> None:
+    blocks, wanted = residual_blocks(bits)
+    seen = check(spec(bits), blocks)
+    assert [y for *_, y in seen.results] == wanted.tolist()
+
+
+def requant_blocks(bits: int, sink: Sink = Sink.SCORES) -> tuple[list[Block], Ints]:
+    """The corner rows of golden.requant, the same in each lane, and the golden codes."""
+    blocks, wanted, shape = [], [], RequantSpec(out_bits=bits)
+    for _, acc, params in requant_corners(shape):
+        wanted.append(requantise(acc, shape, params).repeat(SIZE, axis=1))
+        block = Block(
+            sums=acc.repeat(SIZE, axis=1),
+            stream=np.zeros((len(acc), SIZE), np.int64),
+            bias=np.zeros(SIZE, np.int64),
+            multiplier=params.multiplier.repeat(SIZE),
+            shift=params.shift.repeat(SIZE),
+            align=np.zeros(SIZE, np.int64),
+            sink=sink,
+            clamp=bits,
+            gain=(1 << 32) - 1,  # of no effect: there is no stream
+            zero_in=-1,
+            zero_out=params.zero_point,
+        )
+        blocks.append(block)
+    return blocks, np.concatenate(wanted)
+
+
+@pytest.mark.parametrize(("bits", "sink"), [(3, Sink.VALUES), (8, Sink.QUERIES), (16, Sink.SUMS)])
+def test_requant_corners(bits: int, sink: Sink) -> None:
+    blocks, wanted = requant_blocks(bits, sink)
+    seen = check(spec(), blocks)
+    assert [y for *_, y in seen.results] == wanted.tolist()
+
+
+def test_a_dropped_half_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def floor(m: Any, value: Value, amount: Value, name: str) -> Value:
+        return Cat(Const(0, 1), floor_shift(m, value, amount, name)[1:]).as_signed()
+
+    monkeypatch.setattr(rtl.drain, "floor_shift", floor)
+    blocks, _ = requant_blocks(8)
+    with pytest.raises(AssertionError, match="block 0"):
+        check(spec(), blocks)
+
+
+@pytest.mark.parametrize("name", ["multiplier_2", "shift_0", "zero_out", "clamp", "address_on", "point"])
+def test_a_parameter_out_of_step_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def late(m: Any, value: Any, cycles: int, of: str) -> Any:
+        return carried(m, value, cycles + (of == name), of)
+
+    monkeypatch.setattr(rtl.drain, "carried", late)
+    rng, unit = np.random.default_rng(9), spec()
+    blocks = [random_block(rng, unit, 11, sink=Sink.STREAM, shift=np.full(SIZE, 30)) for _ in range(8)]
+    with pytest.raises(AssertionError):
+        check(unit, blocks)

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from amaranth.hdl import Const
 from amaranth.sim import Simulator
 
 import rtl.matrix
@@ -18,7 +19,8 @@ from golden.accelerator import AcceleratorSpec
 from golden.layernorm import LayerNormSpec
 from golden.matrix_cycles import MatrixArray, Product, back_to_back
 from golden.softmax import SoftmaxSpec
-from rtl.matrix import LOOP, MatrixEngine
+from rtl.matrix import MatrixEngine
+from rtl.row import delayed
 
 Ints = npt.NDArray[np.int64]
 
@@ -70,7 +72,6 @@ def run(
     ``gap``: chance of a cycle without a word for the tile. ``puts`` come before everything.
     """
     engine, seen, rng = MatrixEngine(spec), Seen(), np.random.default_rng(7)
-    cycle, over = 0, False
 
     async def load(ctx: Any) -> None:
         for each in passes:
@@ -92,7 +93,8 @@ def run(
             await ctx.tick()
         ctx.set(engine.put.valid, 0)
         for each in passes:
-            fields = {name: int(getattr(each, name)) for name in ("source", "base", "tokens", "first", "last")}
+            names = ("source", "base", "tokens", "first", "last")
+            fields = {name: int(getattr(each, name)) for name in names}
             ctx.set(engine.go.payload, {**fields, "even": 1, "odd": 0})
             ctx.set(engine.go.valid, 1)
             await ctx.tick().until(engine.go.ready)
@@ -107,7 +109,6 @@ def run(
             ctx.set(engine.read.word, word.tolist())
 
     async def watch(ctx: Any) -> None:
-        nonlocal cycle
         wanted = sum(each.tokens for each in passes if each.last)
         for cycle in range(100_000):
             signals = (engine.sums.valid, engine.sums.first, engine.sums.token, engine.sums.acc)
@@ -137,9 +138,137 @@ def run(
     return seen
 
 
-def test_dot_products() -> None:
-    rng = np.random.default_rng(0)
-    memory = rng.integers(-128, 128, (3, 64, SIZE))
-    passes = [Pass(rng.integers(-128, 128, (SIZE, SIZE)), 5 * k, 7, k == 0, k == 2, k == 1) for k in range(3)]
-    wanted = sum(memory[0, each.base : each.base + 7] @ each.tile for each in passes)
-    assert [acc for *_, acc in run(passes, memory).sums] == np.asarray(wanted).tolist()
+def expected(passes: Sequence[Pass], memory: Ints, puts: Iterable[tuple[int, Sequence[int]]] = ()) -> Ints:
+    """Sums that leave, in their order, as docs/accelerator.md has them."""
+    sums, left = np.zeros((SPEC.max_tokens, SIZE), np.int64), []
+    for token, acc in puts:
+        sums[token] = acc
+    for each in passes:
+        part = memory[each.source, each.base : each.base + each.tokens] @ each.tile
+        if not each.first:
+            part = part + sums[: each.tokens]
+        if each.last:
+            left.append(part)
+        else:
+            sums[: each.tokens] = part
+    return np.concatenate(left)
+
+
+def check(passes: Sequence[Pass], memory: Ints, **how: Any) -> Seen:
+    """Values, order, addresses, latency and busy cycles of a run."""
+    seen = run(passes, memory, **how)
+    wanted = expected(passes, memory, how.get("puts", ()))
+    assert [acc for *_, acc in seen.sums] == wanted.tolist()
+    begun = zip(seen.taken, passes, strict=True)
+    issued = [(taken + t, each, t) for taken, each in begun for t in range(each.tokens)]
+    assert seen.addresses == [(cycle, each.source, each.base + t) for cycle, each, t in issued]
+    latency = MatrixEngine(SPEC).latency
+    left = [(cycle + latency, int(t == 0), t) for cycle, each, t in issued if each.last]
+    assert [place for *place, _ in seen.sums] == [list(place) for place in left]
+    assert seen.busy == sorted({cycle + step for cycle, *_ in issued for step in range(1, latency + 1)})
+    return seen
+
+
+def layer(
+    rng: np.random.Generator, depth: int, blocks: int, tokens: int, *, resume: bool = False
+) -> list[Pass]:
+    """A product of ``depth`` x ``blocks`` random tiles, columns and rows mixed."""
+    return [
+        Pass(
+            tile=rng.integers(-128, 128, (SIZE, SIZE)),
+            base=int(rng.integers(0, 64 - tokens)),
+            tokens=tokens,
+            first=k == 0 and not resume,
+            last=k == depth - 1,
+            row=bool(rng.integers(0, 2)),
+            source=int(rng.integers(0, 3)),
+        )
+        for _ in range(blocks)
+        for k in range(depth)
+    ]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(11)
+
+
+@pytest.fixture
+def memory(rng: np.random.Generator) -> Ints:
+    """Words of all three sources: codes and powers of two."""
+    words = rng.integers(-128, 128, (3, 64, SIZE))
+    words[2] = (1 << rng.integers(0, SPEC.attend.top + 1, (64, SIZE))) * rng.integers(0, 2, (64, SIZE))
+    return words
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.5])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 6, 7, 20])
+def test_products(rng: np.random.Generator, memory: Ints, tokens: int, gap: float) -> None:
+    products = ((3, 2, tokens), (1, 2, tokens), (2, 1, 21 - tokens))
+    check([each for shape in products for each in layer(rng, *shape)], memory, gap=gap)
+
+
+@pytest.mark.parametrize("tokens", [SIZE + 2, 9, 20])
+def test_cycles_are_the_models(rng: np.random.Generator, memory: Ints, tokens: int) -> None:
+    """From the first word of the first tile to the last sum; one cycle more is the source memory's."""
+    seen = check(layer(rng, 3, 2, tokens) + layer(rng, 2, 2, tokens), memory)
+    products = [Product(tokens=tokens, inputs=k * SIZE, outputs=2 * SIZE) for k in (3, 2)]
+    array = MatrixArray(rows=SIZE, columns=SIZE)
+    assert seen.sums[-1][0] + 1 == back_to_back(products, array) + 1
+    assert np.diff(seen.taken).tolist() == [tokens] * 9  # no gap
+
+
+@pytest.mark.parametrize("tokens", range(1, SIZE + 2))
+def test_short_passes_wait_for_their_tile(rng: np.random.Generator, memory: Ints, tokens: int) -> None:
+    seen = check(layer(rng, 3, 2, tokens), memory)
+    assert np.diff(seen.taken).tolist() == [SIZE + 2] * 5
+
+
+def test_sums_put_and_resumed(rng: np.random.Generator, memory: Ints) -> None:
+    """As for codes of base sqrt 2."""
+    puts = [(t, rng.integers(-(1 << 30), 1 << 30, SIZE).tolist()) for t in rng.permutation(6).tolist()]
+    check(layer(rng, 2, 1, 6, resume=True), memory, puts=puts)
+
+
+@pytest.mark.parametrize("weight", [-128, 127])
+@pytest.mark.parametrize("code", [TOP, -128, 127, 0])
+def test_extremes(weight: int, code: int) -> None:
+    tile, memory = np.full((SIZE, SIZE), weight), np.full((3, 64, SIZE), code)
+    check([Pass(tile, 0, 3, k == 0, k == 2, k == 1) for k in range(3)], memory)
+
+
+def test_sums_wrap() -> None:
+    """24 bits of -2**23 * 3."""
+    narrow = replace(SPEC, acc_bits=24)
+    tile, memory = np.full((SIZE, SIZE), -128), np.full((3, 64, SIZE), TOP)
+    seen = run([Pass(tile, 0, 1, k == 0, k == 2) for k in range(3)], memory, spec=narrow)
+    assert [acc for *_, acc in seen.sums] == [[-(1 << 23)] * SIZE]
+
+
+def _stuck(name: str, value: int) -> Any:
+    """``delayed`` with one of its signals replaced by a constant."""
+
+    def patched(m: Any, signal: Any, cycles: int, of: str) -> Any:
+        return Const(value, 1) if of == name else delayed(m, signal, cycles, of)
+
+    return patched
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_accumulators_that_are_never_or_always_cleared_are_noticed(
+    rng: np.random.Generator, memory: Ints, monkeypatch: pytest.MonkeyPatch, value: int
+) -> None:
+    monkeypatch.setattr(rtl.matrix, "delayed", _stuck("fresh", value))
+    with pytest.raises(AssertionError):
+        check(layer(rng, 2, 2, 7), memory)
+
+
+def test_a_tile_copied_late_is_noticed(
+    rng: np.random.Generator, memory: Ints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(m: Any, signal: Any, cycles: int, name: str) -> Any:
+        return delayed(m, signal, cycles + (name == "copy"), name)
+
+    monkeypatch.setattr(rtl.matrix, "delayed", late)
+    with pytest.raises(AssertionError):
+        check(layer(rng, 2, 2, 7), memory)
