@@ -50,8 +50,10 @@ def tiny_network(
     heads: tuple[int, ...] = (2, 3),
     prefix: int = 2,
     pixels: tuple[int, int, int] = (3, 8, 12),
+    patch: int = 4,
     head: bool = True,
     early: bool = False,
+    softmax: SoftmaxSpec = BASE2,
     seed: int = 0,
 ) -> VitModel:
     """A ViT with a block for each of ``heads``, from the class token (0) to five classes.
@@ -62,12 +64,14 @@ def tiny_network(
     net = Builder(
         seed,
         ResidualSpec(in_bits=16, out_bits=16, multiplier_bits=24) if wide else ResidualSpec(),
-        SQRT2 if wide else BASE2,
-        LayerNormSpec(max_channels=64, in_bits=16 if wide else 8),
+        SQRT2 if wide else softmax,
+        LayerNormSpec(max_channels=64 if width <= 64 else 3072, in_bits=16 if wide else 8),
     )
     channels, height, across = pixels
-    count = height * across // 16
-    x = net.embed(net.patch_embed(4, channels, width), count, prefix, width, 16 * channels)
+    area = patch * patch
+    count = height * across // area
+    x = net.patch_embed(patch, channels, width)
+    x = net.embed(x, count, prefix, width, area * channels)
     for block, number in enumerate(heads):
         x = net.block(f"blocks.{block}", x, width, number, bits=10 if wide else 8)
     token = (1 if prefix > 1 else 0,)

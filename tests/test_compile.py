@@ -16,6 +16,7 @@ from golden.layernorm import LayerNormSpec
 from golden.machine import Machine
 from golden.node import Node
 from golden.program import Instruction, Op, Wait, instruction_words
+from golden.softmax import SoftmaxSpec
 from golden.vit import VitModel
 from qvit_hw import cli
 from qvit_hw.bundle import load_bundle
@@ -253,6 +254,25 @@ def test_all_memories_that_are_too_small_are_named():
         if words > 16:
             with pytest.raises(UserError, match=f"fit: {name} must [a-z ]*{words}"):
                 compile_network(model, replace(exact, **{name: words - 1}))
+
+
+def test_a_vit_s_14_needs_more_than_a_preset_and_fits_with_fit():
+    """DINOv2's shape: 257 tokens of 384 channels, no head."""
+    pixels, specs = (3, 224, 224), {"softmax": SoftmaxSpec(), "head": False}
+    model = tiny_network(width=384, heads=(6,), prefix=1, pixels=pixels, patch=14, **specs)
+    # Builder's hidden layer is twice as wide as the stream: 24 + 48 blocks of 257 words.
+    said = "max_tokens must be 257, not 256; features must have 18504 words, not 12288; "
+    said += "stream must have 6168 words, not 4096; scores must have 4369 words, not 4096; "
+    said += "codes must have 9248 words, not 8192"
+    refuse(rf"The network does not fit: {said} \(--fit enlarges them\)\.", model)
+    spec = fitted(recognise(model), PRESETS["16x16"])
+    assert (spec.max_tokens, spec.features, spec.stream) == (320, 18944, 6656)
+    program = compile_network(model, spec)
+    image = images(model)[2]
+    events, result = executed(program, image)
+    wanted = references(program, model, image)
+    assert differences(regrouped(program, events), wanted) == []
+    assert np.array_equal(result, wanted["pool"][0])
 
 
 def test_what_is_used_is_what_is_needed():
