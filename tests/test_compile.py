@@ -12,10 +12,11 @@ from bundles import described, written
 from networks import images, tiny_swin
 
 from golden.accelerator import PRESETS, AcceleratorSpec
+from golden.accelerator_cycles import timeline
 from golden.layernorm import LayerNormSpec
 from golden.machine import Machine
 from golden.node import Node
-from golden.program import Instruction, Op, Wait, instruction_words
+from golden.program import Instruction, Wait, instruction_words
 from golden.softmax import SoftmaxSpec
 from golden.vit import VitModel
 from qvit_hw import cli
@@ -334,9 +335,13 @@ def test_the_listing_has_a_line_for_every_instruction(tmp_path):
         assert line.split()[:3] == [str(number), str(step.word), str(step.words)]
         assert step.note in line
         assert ("array" in line) == bool(step.instruction.wait & Wait.ARRAY)
-    products = [step.instruction for step in program.steps if step.instruction.op is Op.MULTIPLY]
-    cycles = sum(each["blocks"] * each["depth"] * max(each["tokens"], 4) for each in products)
-    assert any(line.startswith(f"# {cycles} cycles") for line in lines)
+    times = timeline([step.instruction for step in program.steps], program.spec, 6 * 12)
+    assert any(line.endswith(f", {times.cycles} cycles") for line in lines)
+    for span in times.spans[1:]:
+        assert numbered[span.instruction].split()[3:5] == [
+            str(span.begin),
+            str(span.end - span.begin),
+        ]
 
 
 @pytest.fixture

@@ -4,35 +4,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 
+from golden.accelerator_cycles import timeline
 from golden.program import Instruction, Op, Sink, Source, Tile, Unit, Wait
 from qvit_hw.compiler.program import Program, Step
 
-__all__ = ["listing", "passes"]
+__all__ = ["listing"]
 
 _TILES = {Tile.STREAM: "weights", Tile.KEYS: "keys", Tile.VALUES: "values"}
 
 
-def passes(instruction: Instruction, size: int) -> int:
-    """Cycles in which source words, or places for them, go through the array; 0 for all but MULTIPLY."""
-    if instruction.op is not Op.MULTIPLY:
-        return 0
-    return instruction["blocks"] * instruction["depth"] * max(instruction["tokens"], size)
-
-
 def listing(program: Program) -> str:
-    """The whole program, with the memories in front and the sums at the end."""
+    """The whole program, with the memories in front and the sums at the end.
+
+    begin, cycles: of the unit that an instruction works in, by the cycle model, with a memory that always
+    answers.
+    """
     return "".join(f"{line}\n" for line in _lines(program))
 
 
 def _lines(program: Program) -> Iterator[str]:
     spec, size = program.spec, program.spec.size
-    image = program.image
+    image, words = program.image, program.steps[0].instruction["image_words"]
     yield f"# {program.notes['model'] or 'network'} for {size} x {size}, {spec.fingerprint:016x}"
     yield (
         f"# image {image.channels} x {image.height} x {image.width}, patches of {image.patch}: "
-        f"{program.steps[0].instruction['image_words']} words; "
-        f"output {program.output[0]}, {program.output[1]} numbers"
+        f"{words} words; output {program.output[0]}, {program.output[1]} numbers"
     )
     for name, used in program.used.items():
         depth = getattr(spec, name)
@@ -40,23 +38,26 @@ def _lines(program: Program) -> Iterator[str]:
     yield ""
     wide = max(len(step.note) for step in program.steps)
     yield (
-        f"{'no':>5} {'word':>8} {'words':>6} {'cycles':>8}  "
+        f"{'no':>5} {'word':>8} {'words':>6} {'begin':>9} {'cycles':>8}  "
         f"{'op':<9} {'wait':<15} {'what':<{wide}}  how"
     )
+    times = timeline((step.instruction for step in program.steps), spec, words)
+    spans = {span.instruction: span for span in times.spans}
     for number, step in enumerate(program.steps):
-        yield _line(number, step, size, wide)
+        span = spans.get(number)
+        when = (span.begin, span.end - span.begin) if span else ("", "")
+        yield _line(number, step, when, wide)
     yield ""
-    cycles = sum(passes(step.instruction, size) for step in program.steps)
-    yield f"# {len(program.steps)} instructions, {len(program.words)} words"
-    yield f"# {cycles} cycles of passes at least (the array never waiting)"
+    share = Fraction(100 * times.macs, times.cycles * size * size)
+    yield f"# {len(program.steps)} instructions, {len(program.words)} words, {times.cycles} cycles"
+    yield f"# {times.macs} multiplications, {float(share):.1f} % of what the array could do"
 
 
-def _line(number: int, step: Step, size: int, wide: int) -> str:
+def _line(number: int, step: Step, when: tuple[int | str, int | str], wide: int) -> str:
     instruction = step.instruction
     waits = " ".join(unit.name or "" for unit in Wait if unit & instruction.wait)
-    cycles = passes(instruction, size)
     return (
-        f"{number:>5} {step.word:>8} {step.words:>6} {cycles or '':>8}  "
+        f"{number:>5} {step.word:>8} {step.words:>6} {when[0]:>9} {when[1]:>8}  "
         f"{instruction.op.name:<9} {waits.lower():<15} {step.note:<{wide}}  {_how(instruction)}"
     ).rstrip()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,19 +25,51 @@ from golden.program import Op
 from golden.vit import VitModel
 from qvit_hw.compiler.program import Part, Program
 
-__all__ = ["SUMS", "Recorded", "differences", "recorded", "references", "regrouped", "replayed"]
+__all__ = [
+    "SUMS",
+    "Recorded",
+    "Run",
+    "differences",
+    "recorded",
+    "references",
+    "regrouped",
+    "replayed",
+]
 
 SUMS = " (sums)"
 Matrix = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
-class Recorded:
+class Run(Protocol):
     """All words of a run, as the hardware writes them: unit by unit, each [n, L].
 
-    sums, words: of the drain (the sums with their bias, and what the sink got).  layernorm, softmax: of the
-    row units.
+    What a simulation leaves (``sim.accelerator.Words``) is one.
     """
+
+    @property
+    def sums(self) -> Matrix:
+        """The drain's sums with their bias."""
+        ...
+
+    @property
+    def words(self) -> Matrix:
+        """What the drain's sinks got."""
+        ...
+
+    @property
+    def layernorm(self) -> Matrix:
+        """LayerNorm's output."""
+        ...
+
+    @property
+    def softmax(self) -> Matrix:
+        """Softmax's output."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A :class:`Run` of the machine."""
 
     sums: Matrix
     words: Matrix
@@ -58,7 +91,7 @@ def recorded(program: Program, events: Iterable[Event]) -> Recorded:
     return Recorded(**{name: np.concatenate([none, *parts]) for name, parts in kept.items()})
 
 
-def replayed(program: Program, run: Recorded) -> list[Event]:
+def replayed(program: Program, run: Run) -> list[Event]:
     """The events of a run; ValueError where it has other than the program's number of words."""
     events: list[Event] = []
     place = dict.fromkeys(Recorded.__dataclass_fields__, 0)
