@@ -204,7 +204,7 @@ class Core(wiring.Component):
             "outputs",
             spec.outputs,
             signed(32),
-            [(result.valid & (result.sink == Sink.OUTPUTS), result.address, list(result.acc))],
+            [drained(Sink.OUTPUTS)],
             self.outputs.en,
             self.outputs.address,
         )
@@ -256,9 +256,10 @@ class Core(wiring.Component):
     def _probes(self, m: Module, drain: Any, layernorm: Any, softmax: Any) -> None:
         """Every word that is computed, for a testbench to look at by name."""
         for name, value in (
+            ("sums", drain.biased.valid),
+            ("sums_word", drain.biased.acc.as_value()),
             ("drain", drain.result.valid),
-            ("drain_sums", drain.result.acc.as_value()),
-            ("drain_result", drain.result.y.as_value()),
+            ("drain_word", drain.result.y.as_value()),
             ("layernorm", layernorm.write.en),
             ("layernorm_word", layernorm.write.word.as_value()),
             ("softmax", softmax.write.en),

@@ -23,7 +23,14 @@ from rtl.arith import carried, floor_shift, product
 from rtl.matrix import sums_signature
 from rtl.row import PARAM_WRITE, delayed
 
-__all__ = ["Drain", "block_layout", "parameters_layout", "result_signature", "stream_signature"]
+__all__ = [
+    "Drain",
+    "biased_signature",
+    "block_layout",
+    "parameters_layout",
+    "result_signature",
+    "stream_signature",
+]
 
 Y_BITS = 32
 """Width of a result, the largest ``clamp``."""
@@ -53,7 +60,12 @@ def result_signature(spec: AcceleratorSpec) -> wiring.Signature:
     """A token's L results, and where they go."""
     lanes = data.ArrayLayout(signed(Y_BITS), spec.size)
     place = {"sink": Out(3), "address": Out(16), "token": Out(range(spec.max_tokens))}
-    return wiring.Signature({"valid": Out(1), **place, "acc": Out(lanes), "y": Out(lanes)})
+    return wiring.Signature({"valid": Out(1), **place, "y": Out(lanes)})
+
+
+def biased_signature(spec: AcceleratorSpec) -> wiring.Signature:
+    """A token's L sums with their biases."""
+    return wiring.Signature({"valid": Out(1), "acc": Out(data.ArrayLayout(signed(32), spec.size))})
 
 
 class _Lane:
@@ -89,7 +101,9 @@ class Drain(wiring.Component):
     table : In(stream.Signature(PARAM_WRITE))
         The GELU table: address, the code modulo 2**gelu_bits; data, the output code. Not while ``busy``.
     result : Out(result_signature(spec))
-        ``y`` for ``sink`` at ``address``; ``acc`` where the sink is outputs.
+        ``y`` for ``sink`` at ``address``; where the sink is outputs, ``y`` is acc.
+    biased : Out(biased_signature(spec))
+        acc, two cycles after the sums: nothing takes it but testbenches.
     busy : Out(1)
         Sums are under way: from the cycle after ``sums.valid`` to that of ``result.valid``.
     """
@@ -105,6 +119,7 @@ class Drain(wiring.Component):
                 "stream": Out(stream_signature(spec)),
                 "table": In(stream.Signature(PARAM_WRITE)),
                 "result": Out(result_signature(spec)),
+                "biased": Out(biased_signature(spec)),
                 "busy": Out(1),
             }
         )
@@ -127,7 +142,7 @@ class Drain(wiring.Component):
             self.result.token.eq(carried(m, self.sums.token, 15, "token_on")),
             self.result.address.eq(carried(m, address, 14, "address_on")),
             self.result.sink.eq(carried(m, block.sink, 14, "sink_on")),
-            self.result.acc.eq(self.result.y),
+            self.biased.valid.eq(delayed(m, valid, 1, "biased")),
             self.table.ready.eq(1),
         ]
         under_way = Signal(self.latency)
@@ -145,6 +160,7 @@ class Drain(wiring.Component):
             own = lanes[lane]
             acc = Signal(signed(32), name=f"acc_{lane}", reset_less=True)
             m.d.sync += acc.eq(sums[lane] + own.bias)  # 2
+            m.d.comb += self.biased.acc[lane].eq(acc)
             kept = product(m, x, gain, f"kept_{lane}")  # 7
             operand = carried(m, acc, 3, f"operand_{lane}")  # 5
             multiplier = carried(m, own.multiplier, 4, f"multiplier_{lane}")

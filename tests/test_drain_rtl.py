@@ -130,13 +130,13 @@ def run(unit: AcceleratorSpec, blocks: Sequence[Block], table: Ints | None = Non
 
     async def watch(ctx: Any) -> None:
         wanted, result = sum(len(block.sums) for block in blocks), drain.result
-        signals = (result.valid, result.sink, result.address, result.token, result.y, result.acc)
+        signals = (result.valid, result.sink, result.address, result.token, result.y)
         for cycle in range(100_000):
             sampled = await ctx.tick().sample(*signals, drain.sums.valid, drain.busy)
-            valid, sink, address, token, y, acc, entered, busy = sampled[2:]
+            valid, sink, address, token, y, entered, busy = sampled[2:]
             if valid:
                 seen.left.append(cycle)
-                seen.results.append((sink, address, token, list(acc if sink == Sink.OUTPUTS else y)))
+                seen.results.append((sink, address, token, list(y)))
             if entered:
                 seen.entered.append(cycle)
             if busy:
