@@ -4,13 +4,15 @@
 scikit-learn's digits, enlarged to 98 x 98 pixels (50 tokens), go through the pretrained DINOv2 ViT-S/14.
 A logistic regression on the float network's features is compared with one on the golden model's: as it
 would be used, fitted to the features that it will get, and, harder, fitted to the float features and
-handed the golden ones. Needs the weights of ``make dinov2``.
+handed the golden ones. One of 359 held-out digits is 0.28 %, so everything is done SUBSETS times, each
+time calibrated on other digits of the training split, and the mean counts. Needs the weights of
+``make dinov2``.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -27,7 +29,8 @@ from qvit_hw.models.digits import digits_images
 from qvit_hw.presets import find_preset
 
 SIZE = 98
-CALIBRATION = 32
+CALIBRATION, SUBSETS = 128, 3
+"""Images of a calibration, and how many calibrations there are; no two share an image."""
 
 
 def enlarged(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -57,16 +60,21 @@ def main() -> None:
     exact, transferred = features(test), probe(features(train))
     print(f"{len(test)} held-out digits; float features: {transferred(exact):.2f} %", flush=True)
     for name in sys.argv[1:] or ["w8a8p4"]:
-        picked = torch.tensor(train[:: len(train) // CALIBRATION][:CALIBRATION])
-        twin, _ = calibrate_network(network, picked, find_preset(name))
-        golden = VitModel(export(network, twin.plan), network.input_size)
-        known, found = (twin.values(golden.output, golden(images)) for images in (train, test))
-        noise = 10 * np.log10((exact**2).sum() / ((found - exact) ** 2).sum())
-        print(
-            f"{name}: golden features {probe(known)(found):.2f} %, with the float features' probe "
-            f"{transferred(found):.2f} %; {noise:.1f} dB SQNR",
-            flush=True,
-        )
+        rows = []
+        for subset in range(SUBSETS):
+            picked = torch.tensor(train[subset :: len(train) // CALIBRATION][:CALIBRATION])
+            twin, _ = calibrate_network(network, picked, find_preset(name))
+            golden = VitModel(export(network, twin.plan), network.input_size)
+            known, found = (twin.values(golden.output, golden(images)) for images in (train, test))
+            noise = 10 * np.log10((exact**2).sum() / ((found - exact) ** 2).sum())
+            rows.append((probe(known)(found), transferred(found), noise))
+            print(f"{name}, calibration {subset + 1}: {told(rows[-1])}", flush=True)
+        print(f"{name}, mean: {told(np.mean(rows, axis=0))}", flush=True)
+
+
+def told(row: Sequence[float]) -> str:
+    own, other, noise = row
+    return f"golden features {own:.2f} %, with the float features' probe {other:.2f} %; {noise:.1f} dB SQNR"
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ def run(
     weights: str | None = None,
     reparam: float | None = None,
     bias_correction: bool = False,
+    refit: float | None = None,
     calibration: int = CALIBRATION_IMAGES,
     vector_images: int | None = None,
     affine: str = "dyadic",
@@ -85,7 +86,7 @@ def run(
     Raises UserError, with nothing written, for any input that will not do.
     """
     out = Path(out)
-    chosen = adapt(find_preset(preset), weights, reparam, bias_correction, observer)
+    chosen = adapt(find_preset(preset), weights, reparam, bias_correction, observer, refit)
     layernorm_spec = chosen.layernorm_spec(affine)
     if chosen.golden_only:
         check_options(
@@ -96,6 +97,7 @@ def run(
                 "--weights": weights not in (None, "minmax"),
                 "--reparam": bool(reparam),
                 "--bias-correction": bias_correction,
+                "--refit": bool(refit),
             }
         )
     if score is not None and budget is None:

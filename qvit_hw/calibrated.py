@@ -160,12 +160,15 @@ class CalibratedModel:
         """A linear layer's accumulators, float64: float32 holds every product of 8 bits exactly."""
         planned = self.plan.weights[node.name]
         weight = torch.tensor(planned.codes, dtype=_width(planned.codes.shape[1], planned.bits))
-        rows = inputs
-        if isinstance(node, PatchEmbed):
-            patches = torch.nn.functional.unfold(inputs.float(), node.patch, stride=node.patch)
-            rows = patches.transpose(1, 2)
-        total = rows.to(weight.dtype) @ weight.T
+        total = self.rows(node, inputs).to(weight.dtype) @ weight.T
         return total.double() + torch.tensor(planned.bias).double()
+
+    def rows(self, node: Linear | PatchEmbed, inputs: Tensor) -> Tensor:
+        """What a linear layer multiplies by its weights, [..., in]: its input, or an image's patches."""
+        if isinstance(node, Linear):
+            return inputs
+        patches = torch.nn.functional.unfold(inputs.float(), node.patch, stride=node.patch)
+        return patches.transpose(1, 2)
 
     def _patch_embed(self, node: PatchEmbed, inputs: Sequence[Tensor]) -> Tensor:
         return self.sums(node, inputs[0])

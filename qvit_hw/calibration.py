@@ -9,18 +9,26 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from qvit_hw.calibrated import CalibratedModel
-from qvit_hw.correction import attention_gains, correct_bias
+from qvit_hw.correction import attention_gains, correct_bias, refit_weights
 from qvit_hw.network import Network
 from qvit_hw.observation import Observations, observe, observe_inputs
-from qvit_hw.plan import make_plan
+from qvit_hw.plan import count_tokens, make_plan
 from qvit_hw.presets import Preset
 from qvit_hw.quantize import plan_softmax
 from qvit_hw.weights import Moments
 
-__all__ = ["CORRECTION_IMAGES", "Preparation", "Watch", "calibrate_network", "prepare"]
+__all__ = [
+    "CORRECTION_IMAGES",
+    "CORRECTION_TOKENS",
+    "Preparation",
+    "Watch",
+    "calibrate_network",
+    "prepare",
+]
 
-CORRECTION_IMAGES = 32
-"""At most so many images correct biases: they run at once."""
+CORRECTION_IMAGES, CORRECTION_TOKENS = 32, 16384
+"""Weights and biases are corrected on so many of the images, or as many more as it takes for so many tokens:
+a stream of all of them is kept."""
 
 Watch = Callable[[str, int], Callable[[int], None]]
 """Gets the name and the length of a long part, and returns what counts its steps."""
@@ -48,13 +56,18 @@ class Preparation:
     def finish(
         self, bits: Mapping[str, int] | None = None, watch: Watch | None = None
     ) -> CalibratedModel:
-        """The calibrated model with these widths, biases corrected where the preset says so."""
-        calibrated = self.build(bits)
-        if self.preset.correct_bias:
-            some = self.images[:CORRECTION_IMAGES]
-            correct_bias(
-                calibrated, some, _told(watch, "correcting biases", len(self.network.nodes))
-            )
+        """The calibrated model with these widths, weights and biases corrected as the preset says.
+
+        To refit weights moves the biases, too: the preset's ``correct_bias`` adds nothing then.
+        """
+        calibrated, refit = self.build(bits), self.preset.refit
+        tokens = count_tokens(self.network, self.network.of("patch_embed")[0].name)
+        some = self.images[: max(CORRECTION_IMAGES, CORRECTION_TOKENS // tokens)]
+        layers = len(calibrated.plan.weights)
+        if refit:
+            refit_weights(calibrated, some, refit, _told(watch, "refitting weights", layers))
+        elif self.preset.correct_bias:
+            correct_bias(calibrated, some, _told(watch, "correcting biases", layers))
         return calibrated
 
 

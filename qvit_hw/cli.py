@@ -190,6 +190,12 @@ def calibrate(
     bias_correction: Annotated[
         bool, typer.Option("--bias-correction", help="Put back what rounding shifts on average.")
     ] = False,
+    refit: Annotated[
+        float | None,
+        typer.Option(
+            help="Refit weights to the codes they get, damped by this; 0: no.  [default: the preset's]"
+        ),
+    ] = None,
     calibration: Annotated[int, typer.Option(help="Images to observe.")] = 32,
     vector_images: Annotated[
         int | None,
@@ -223,6 +229,7 @@ def calibrate(
         weights=weights,
         reparam=reparam,
         bias_correction=bias_correction,
+        refit=refit,
         calibration=calibration,
         vector_images=vector_images,
         affine=affine,

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Presets: the widths, code bases and methods that calibration offers by name, in one table.
 
-====== ======= ====== ======== ===== ========== ======= ======= ======== ===========================
-name   weights activ. residual GELU  attention  LN out  weights ranges   for
+====== ======= ====== ======== ===== ========== ======= ======= ======== ====== ===========================
+name   weights activ. residual GELU  attention  LN out  weights ranges   refit  for
        (bits)  (bits) (PTF)    input code       reparam by      by
-====== ======= ====== ======== ===== ========== ======= ======= ======== ===========================
-w8a8p4 8       8      8        8     base 2, 4  0       minmax  minmax   the smallest units: default
-w8a8p5 8       8      16       10    sqrt 2, 5  0.8     minmax  minmax   the most accurate
-w6a6   6       6      16       10    sqrt 2, 5  0.8     gptq    minmax   smaller multipliers
-w4a8   4       8      16       10    sqrt 2, 5  0.3     gptq    minmax   half the weight memory
-w4a4   4       4      16       10    sqrt 2, 5  0.8     gptq    omse     as small as it gets
-fqvit  8       8      8        10    base 2, 4  0       minmax  minmax   golden model only
-====== ======= ====== ======== ===== ========== ======= ======= ======== ===========================
+====== ======= ====== ======== ===== ========== ======= ======= ======== ====== ===========================
+w8a8p4 8       8      8        8     base 2, 4  0       minmax  minmax   10     the smallest units: default
+w8a8p5 8       8      16       10    sqrt 2, 5  0.8     minmax  minmax   0      the most accurate
+w6a6   6       6      16       10    sqrt 2, 5  0.8     gptq    minmax   0      smaller multipliers
+w4a8   4       8      16       10    sqrt 2, 5  0.3     gptq    minmax   0      half the weight memory
+w4a4   4       4      16       10    sqrt 2, 5  0.8     gptq    omse     0      as small as it gets
+fqvit  8       8      8        10    base 2, 4  0       minmax  minmax   0      golden model only
+====== ======= ====== ======== ===== ========== ======= ======= ======== ====== ===========================
 
 The first and the last layer (patch embedding and head) always have 8-bit weights: they are few, and what
 they lose nothing behind them can repair. In the presets below 8 bits the residual stream has 16 bits and
@@ -21,11 +21,13 @@ not multipliers, while a 6-bit stream would cost all the accuracy that the other
 Score bits grow up to 16 where a network's scores would saturate. Every preset goes with both affine steps of
 LayerNorm: ``dyadic`` (a multiplier per lane) and ``shift`` (none; gamma's rest is folded into the linear
 layer that follows). Sources: FQ-ViT (arXiv 2111.13824) for PTF and base-2 codes, RepQ-ViT (arXiv 2212.08254)
-for base sqrt 2 and the re-parameterisation, GPTQ (arXiv 2210.17323) for the weights.
+for base sqrt 2 and the re-parameterisation, GPTQ (arXiv 2210.17323) for the weights, GPTAQ (arXiv 2504.02692)
+for refitting them to the codes that they get.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -53,7 +55,7 @@ class Preset:
     channel, folded into the layer behind it: 0 none, 1 each its own; clip: within this factor of their mean
     (see :mod:`qvit_hw.quantize`).
     weights: a method of :mod:`qvit_hw.weights`.  observer: of :mod:`qvit_hw.observers`.
-    correct_bias: see :mod:`qvit_hw.correction`.
+    correct_bias, refit (a damping, 0 for none): see :mod:`qvit_hw.correction`.
     golden_only: computed by the golden model, but no Verilog is generated for it.
     """
 
@@ -73,6 +75,7 @@ class Preset:
     weights: Literal["minmax", "omse", "gptq"] = "minmax"
     observer: str = "minmax"
     correct_bias: bool = False
+    refit: float = 0.0
     golden_only: bool = False
 
     def layernorm_spec(self, affine: str) -> LayerNormSpec:
@@ -108,7 +111,7 @@ _SMALL = replace(_FINE, weights="gptq")
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset(name="w8a8p4"),
+        Preset(name="w8a8p4", refit=10.0),
         _FINE,
         replace(_SMALL, name="w6a6", weight_bits=6, act_bits=6),
         replace(_SMALL, name="w4a8", weight_bits=4, reparam=0.3),
@@ -132,12 +135,15 @@ def adapt(
     reparam: float | None = None,
     correct_bias: bool = False,
     observer: str | None = None,
+    refit: float | None = None,
 ) -> Preset:
     """Return the preset with other methods; None and False leave the preset's. UserError for one unknown."""
     if weights is not None and weights not in METHODS:
         raise UserError(f"Weights must be one of {', '.join(METHODS)}, not {weights!r}.")
     if reparam is not None and not 0 <= reparam <= 1:
         raise UserError(f"Reparam must be 0 to 1, not {reparam!r}.")
+    if refit is not None and not 0 <= refit < math.inf:
+        raise UserError(f"Refit must be 0 or a damping above it, not {refit!r}.")
     if observer is not None and observer not in OBSERVERS:
         raise UserError(f"Observer must be one of {', '.join(OBSERVERS)}, not {observer!r}.")
     return replace(
@@ -146,4 +152,5 @@ def adapt(
         reparam=preset.reparam if reparam is None else reparam,
         correct_bias=preset.correct_bias or correct_bias,
         observer=observer or preset.observer,
+        refit=preset.refit if refit is None else refit,
     )

@@ -105,6 +105,7 @@ def test_there_is_nothing_to_generate_or_to_simulate(folder: Path, tmp_path: Pat
         ({"weights": "gptq"}, "--weights"),
         ({"reparam": 0.5}, "--reparam"),
         ({"bias_correction": True}, "--bias-correction"),
+        ({"refit": 1.0}, "--refit"),
     ],
 )
 def test_options_that_it_does_not_go_with(

@@ -2,6 +2,7 @@
 """Presets: the table in the module's docstring is the truth, and every spec can be built."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -36,6 +37,7 @@ def columns(preset):
         f"{preset.reparam:g}",
         preset.weights,
         preset.observer,
+        f"{preset.refit:g}",
     ]
 
 
@@ -84,9 +86,15 @@ def test_adapt():
     assert changed == replace(preset, weights="omse", reparam=0.5, correct_bias=True, observer="kl")
     assert adapt(changed).correct_bias  # it cannot be taken back
     assert adapt(preset, reparam=0).reparam == 0
+    assert (adapt(preset, refit=3).refit, adapt(PRESETS["w8a8p4"], refit=0).refit) == (3, 0)
     with pytest.raises(UserError, match=r"^Weights must be one of minmax, omse, gptq, not 'x'\.$"):
         adapt(preset, weights="x")
     with pytest.raises(UserError, match=r"^Reparam must be 0 to 1, not 1\.5\.$"):
         adapt(preset, reparam=1.5)
+    for refit in (-1, math.inf, math.nan):
+        with pytest.raises(
+            UserError, match=rf"^Refit must be 0 or a damping above it, not {refit!r}\.$"
+        ):
+            adapt(preset, refit=refit)
     with pytest.raises(UserError, match=r"^Observer must be one of minmax, .*, not 'mean'\.$"):
         adapt(preset, observer="mean")
