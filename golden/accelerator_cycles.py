@@ -35,8 +35,6 @@ FIFO_WORDS = 512
 """Words between the bus and the sequencer."""
 DRAIN_LATENCY = 15
 """Cycles from a sum to its result in memory."""
-PASS_LOOP = 4
-"""The shortest pass: from reading a partial sum to reading what was added to it."""
 COPY = 2
 """Cycles from a pass's first address to its tile's copy, when the next one can be loaded."""
 MOVER = 4
@@ -75,7 +73,8 @@ class _Supply:
     """When words of the stream are there: ``take`` gives the cycle behind the last of some."""
 
     def __init__(self, latency: int, bandwidth: Fraction) -> None:
-        self._ready, self._step = Fraction(latency), 1 / bandwidth
+        step = Fraction(bandwidth.denominator, bandwidth.numerator)
+        self._ready, self._step = Fraction(latency), step
         self._taken: list[tuple[int, int]] = []
         self._oldest = 0
         self.words = 0
@@ -170,12 +169,12 @@ class _Machine:
                 now = now + self.size + 1 if from_memory else self.supply.take(now, self.size)
                 now = max(now, self.pass_free)
                 begin = now if begin < 0 else begin
-                self.pass_free = now + max(tokens, PASS_LOOP)
+                self.pass_free = now + tokens
                 self.tile_free = now + COPY
                 if k + 1 == step["depth"]:
                     self.block_free = now + self.latency + 1
                 now += 1
-        last = self.pass_free - max(tokens, PASS_LOOP) + tokens - 1 + self.latency + DRAIN_LATENCY
+        last = self.pass_free - 1 + self.latency + DRAIN_LATENCY
         self.idle[Wait.ARRAY] = last + 1
         self.macs += step["blocks"] * step["depth"] * tokens * self.size**2
         return now, begin, last + 1

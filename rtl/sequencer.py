@@ -226,17 +226,20 @@ class Sequencer(wiring.Component):
         for lane in range(self._spec.size):
             element = word[lane] if whole else Cat(low[lane], word[lane])
             m.d.comb += self.residual.word[lane].eq(element[: self._spec.stream_bits].as_signed())
+        def written() -> None:
+            with m.If(self._next_of_left(m)):
+                m.d.comb += [self.residual.en.eq(to_residual), self.features.en.eq(~to_residual)]
+                m.d.sync += half.eq(0)
+
         with m.State("load"):
             if whole:
-                with m.If(self._next_of_left(m)):
-                    m.d.comb += [self.residual.en.eq(to_residual), self.features.en.eq(~to_residual)]
+                written()
             else:
                 with m.If(to_residual & ~half & (self._left != 0)):
                     with m.If(self._take(m)):
                         m.d.sync += [low.eq(word), half.eq(1)]
-                with m.Elif(self._next_of_left(m)):
-                    m.d.comb += [self.residual.en.eq(to_residual), self.features.en.eq(~to_residual)]
-                    m.d.sync += half.eq(0)
+                with m.Else():
+                    written()
 
     def _write(self, m: Module) -> None:
         """Records of a unit's parameters, one after the other out of a word (or out of two)."""
