@@ -423,6 +423,38 @@ def estimate(
 
 
 @app.command()
+def run(
+    program: Annotated[Path, typer.Option(help="Folder that compile wrote.", show_default=False)],
+    images: Annotated[str, typer.Option(help="digits, bundled, or a folder of images.")] = "digits",
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many images, spread evenly.", show_default=False)
+    ] = None,
+    simulator: Annotated[str, typer.Option(help="verilator or icarus.")] = "verilator",
+    check: Annotated[
+        str, typer.Option(help="all (every word that is computed), logits, or none.")
+    ] = "logits",
+    stalls: Annotated[
+        int | None,
+        typer.Option(help="Seed of a memory that answers late and with gaps.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for run.json.", show_default=False)
+    ] = None,
+) -> int:
+    """Send images through the accelerator's Verilog and compare with golden, bit for bit."""
+    return _run(
+        "run",
+        program=program,
+        images=images,
+        limit=limit,
+        simulator=simulator,
+        check=check,
+        stalls=stalls,
+        out=out,
+    )
+
+
+@app.command()
 def demo(
     model: Annotated[str, typer.Option(help="Model to take through all steps.")] = "digits",
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = _DEMO,

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -30,7 +30,7 @@ from sim.bench import JOB_VARIABLE, PROGRESS_FILE
 from sim.job import Job, Outcome
 from sim.tools import Tools
 
-__all__ = ["RunFailed", "Simulation", "build", "cache_folder", "run_job", "run_tests"]
+__all__ = ["RunFailed", "Simulation", "Style", "build", "cache_folder", "run_job", "run_tests", "watched"]
 
 CACHE_LIMIT = 96
 """Compiled simulators that are kept; the ones used longest ago go first."""
@@ -39,10 +39,31 @@ MAKE_VARIABLES = (
     # The wheel leaves the precompiled-header flag of gcc empty.
     "CFG_CXXFLAGS_PCH_I=-include",
     "CFG_GCH_IF_CLANG=",
-    # -O1 compiles in two thirds of the time of -O2 and runs as fast: most of the time is Python's.
-    "OPT_FAST=-O1",
     "OPT_GLOBAL=-O2",
 )
+
+
+@dataclass(frozen=True)
+class Style:
+    """How Verilator and the compiler treat a design.
+
+    public: of a control file, lines that say what the testbench sees; ``{top}`` is the top module.
+    verilator: more of its arguments.  optimise: how the model is compiled.
+    """
+
+    public: tuple[str, ...]
+    verilator: tuple[str, ...] = ()
+    optimise: str = "-O1"
+
+
+ROW_UNIT = Style(
+    (
+        'public_flat_rw -module "{top}" -var "a*"',
+        'public_flat_rw -module "{top}" -var "?_axi*_*"',
+        'public_flat_rd -module "{top}_core" -var "probe_*"',
+    )
+)
+"""-O1 compiles in two thirds of the time of -O2 and runs as fast: most of the time is Python's."""
 
 
 class RunFailed(Exception):
@@ -67,18 +88,6 @@ def cache_folder() -> Path:
     return Path(base).resolve() / "qvit-hw"
 
 
-def _public(top: str) -> str:
-    """Verilator control file: the ports and the probes are visible, nothing else."""
-    return "\n".join(
-        (
-            "`verilator_config",
-            *(f'public_flat_rw -module "{top}" -var "{name}"' for name in ("a*", "?_axi*_*")),
-            f'public_flat_rd -module "{top}_core" -var "probe_*"',
-            "",
-        )
-    )
-
-
 _ICARUS_DUMP = """module dump;
   reg [8191:0] path;
   initial if ($value$plusargs("dumpfile=%s", path)) begin
@@ -89,11 +98,13 @@ endmodule
 """
 
 
-def build(tools: Tools, verilog: Path, top: str, *, waves: bool = False) -> Simulation:
+def build(
+    tools: Tools, verilog: Path, top: str, *, waves: bool = False, style: Style = ROW_UNIT
+) -> Simulation:
     """Return the simulator of a Verilog file, compiled now or found in the cache."""
     text = verilog.read_text(encoding="utf-8")
     library = str(cocotb_tools.config.libs_dir)
-    told = (tools.identity, library, text, top, waves, _public(top), MAKE_VARIABLES)
+    told = (tools.identity, library, text, top, waves, style, MAKE_VARIABLES)
     key = hashlib.sha256(repr(told).encode()).hexdigest()[:32]
     cache = cache_folder() / "simulators"
     target = cache / key
@@ -107,7 +118,7 @@ def build(tools: Tools, verilog: Path, top: str, *, waves: bool = False) -> Simu
         if tools.name == "icarus":
             _build_icarus(tools, folder, top, waves)
         else:
-            _build_verilator(tools, folder, top, waves)
+            _build_verilator(tools, folder, top, waves, style)
         (folder / "complete").touch()
         with contextlib.suppress(OSError):  # another process was faster
             folder.rename(target)
@@ -147,20 +158,21 @@ def _build_icarus(tools: Tools, folder: Path, top: str, waves: bool) -> None:
     _execute([*command, *sources], tools, folder)
 
 
-def _build_verilator(tools: Tools, folder: Path, top: str, waves: bool) -> None:
-    """Verilate and compile; the run-time library of Verilator is compiled once for all units."""
-    (folder / "public.vlt").write_text(_public(top), encoding="utf-8")
+def _build_verilator(tools: Tools, folder: Path, top: str, waves: bool, style: Style) -> None:
+    """Verilate and compile; the run-time library of Verilator is compiled once for all of a style."""
+    public = "\n".join(("`verilator_config", *style.public, "")).replace("{top}", top)
+    (folder / "public.vlt").write_text(public, encoding="utf-8")
     library = str(cocotb_tools.config.libs_dir)
     command = [tools.command, "-cc", "--exe", "-Mdir", str(folder), "--top-module", top]
     command += ["--vpi", "--prefix", "Vtop", "-o", top, "-O3", "-Wno-fatal", "-Wno-lint"]
     command += ["-LDFLAGS", f"-Wl,-rpath,{library} -L{library} -lcocotbvpi_verilator"]
-    command += ["--trace"] if waves else []
+    command += [*style.verilator, *(["--trace"] if waves else [])]
     _execute(
         [*command, str(folder / "public.vlt"), str(PLATFORM), str(folder / f"{top}.v")],
         tools,
         folder,
     )
-    told = (tools.identity, waves, MAKE_VARIABLES)
+    told = (tools.identity, waves, style.verilator, MAKE_VARIABLES)
     key = hashlib.sha256(repr(told).encode()).hexdigest()[:32]
     runtime = cache_folder() / "runtime" / key
     if runtime.is_dir():
@@ -169,6 +181,7 @@ def _build_verilator(tools: Tools, folder: Path, top: str, waves: bool) -> None:
     compiler = [f"CXX={tools.compiler}", f"LINK={tools.compiler}", f"PYTHON3={sys.executable}"]
     jobs = f"-j{os.cpu_count() or 1}"
     make = ["make", jobs, "-C", str(folder), "-f", "Vtop.mk", *compiler, *MAKE_VARIABLES]
+    make.append(f"OPT_FAST={style.optimise}")
     _execute(make, tools, folder)
     if not runtime.is_dir():
         runtime.parent.mkdir(parents=True, exist_ok=True)
@@ -190,6 +203,7 @@ def run_tests(
     folder: Path,
     *,
     env: Mapping[str, str] | None = None,
+    plusargs: Sequence[str] = (),
     seed: int = 1,
     waveform: Path | None = None,
 ) -> dict[str, str | None]:
@@ -207,11 +221,11 @@ def run_tests(
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
     test_args: list[str] = []
-    plusargs: list[str] = []
+    dump: list[str] = []
     if waveform is not None and simulation.tools.name == "verilator":
         test_args = ["--trace", "--trace-file", str(waveform.resolve())]
     elif waveform is not None:
-        plusargs = [f"+dumpfile={waveform.resolve()}"]
+        dump = [f"+dumpfile={waveform.resolve()}"]
     # Whatever the runner thinks of it: the results file tells all.
     with contextlib.suppress(SystemExit, RuntimeError):
         get_runner(simulation.tools.name).test(
@@ -223,8 +237,8 @@ def run_tests(
             results_xml=str(results),
             extra_env={"PYTHONPATH": path, "COCOTB_ANSI_OUTPUT": "0", **(env or {})},
             test_args=test_args,
-            plusargs=plusargs,
-            waves=bool(plusargs),
+            plusargs=[*plusargs, *dump],
+            waves=bool(dump),
             seed=seed,
             log_file=log,
         )
@@ -267,7 +281,7 @@ def run_job(
     job.write(folder)
     module = f"sim.tb_{job.unit.op}"
     names = [f"{module}.rows/case={index}" for index in range(len(job.cases))]
-    with _watched(folder / PROGRESS_FILE, progress):
+    with watched(folder / PROGRESS_FILE, progress):
         faults = run_tests(
             simulation,
             module,
@@ -286,7 +300,7 @@ def run_job(
 
 
 @contextlib.contextmanager
-def _watched(path: Path, progress: Callable[[int], None] | None) -> Iterator[None]:
+def watched(path: Path, progress: Callable[[int], None] | None) -> Iterator[None]:
     """Hand the number in the progress file on while a run lasts."""
     path.unlink(missing_ok=True)
     if progress is None:

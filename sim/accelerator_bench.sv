@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+// The accelerator with its external memory, so that a run takes no Python from start to interrupt.
+//
+//   +memory=FILE   the memory's bytes, at address BASE
+//   +words=N       of it, of SIZE bytes
+//   +latency=N     longest time from a request to its first word: 1 to N cycles, at random (16, fixed)
+//   +gaps=N        of 256 cycles, so many at random in which no request or no word is taken (0)
+//   +seed=N        of the random numbers; without it, latency is always N
+//   +dump=PREFIX   write what the units compute, a line of hexadecimal digits an event, to
+//                  PREFIX<unit>.<host_run>
+//
+// Reading beyond the memory is answered with DECERR. A broken rule of AXI sets a bit of `faults`.
+// `SIZE and `AXIL_BITS, the width of an AXI4-Lite address, are defined by who compiles this.
+module accelerator_bench;
+  localparam SIZE = `SIZE;
+  localparam AXIL_BITS = `AXIL_BITS;
+  localparam BASE = 64'h0000_0012_3450_0000;
+  localparam PENDING = 256;
+  localparam WORD_BITS = $clog2(SIZE);
+  localparam DECERR = 2'd3;
+
+  // A clock of its own takes a third of the time of one that the testbench drives. The testbench lives by
+  // `host_clk`, half a cycle later: it sees what was there before clk's edge and drives what is there at the
+  // next one.
+  logic clk = 0, rst, host_clk;
+  always #1 clk = ~clk;
+  assign host_clk = ~clk;
+
+  logic [63:0] m_axi_araddr;
+  logic [7:0] m_axi_arlen;
+  logic [2:0] m_axi_arsize, m_axi_arprot;
+  logic [1:0] m_axi_arburst;
+  logic [3:0] m_axi_arcache;
+  logic m_axi_arvalid, m_axi_rready;
+  logic m_axi_arready = 0, m_axi_rvalid = 0, m_axi_rlast = 0;
+  logic [8*SIZE-1:0] m_axi_rdata = 0;
+  logic [1:0] m_axi_rresp = 0;
+
+  logic [AXIL_BITS-1:0] s_axil_awaddr, s_axil_araddr;
+  logic [31:0] s_axil_wdata, s_axil_rdata;
+  logic [3:0] s_axil_wstrb;
+  logic [1:0] s_axil_bresp, s_axil_rresp;
+  logic s_axil_awvalid, s_axil_wvalid, s_axil_bready, s_axil_arvalid, s_axil_rready;
+  logic s_axil_awready, s_axil_wready, s_axil_bvalid, s_axil_arready, s_axil_rvalid;
+  logic irq;
+
+  qvit_accelerator dut (.*);
+
+  logic [AXIL_BITS-1:0] host_awaddr = 0, host_araddr = 0;
+  logic [31:0] host_wdata = 0, host_rdata = 0;
+  logic [3:0] host_wstrb = 0;
+  logic [1:0] host_bresp = 0, host_rresp = 0;
+  logic host_awvalid = 0, host_wvalid = 0, host_bready = 0, host_arvalid = 0, host_rready = 0;
+  logic host_awready = 0, host_wready = 0, host_bvalid = 0, host_arready = 0, host_rvalid = 0;
+  logic host_rst = 1, host_irq = 0;
+  int host_run = 0;
+
+  assign rst = host_rst;
+  assign {s_axil_awaddr, s_axil_awvalid} = {host_awaddr, host_awvalid};
+  assign {s_axil_wdata, s_axil_wstrb, s_axil_wvalid} = {host_wdata, host_wstrb, host_wvalid};
+  assign {s_axil_araddr, s_axil_arvalid} = {host_araddr, host_arvalid};
+  assign {s_axil_bready, s_axil_rready} = {host_bready, host_rready};
+  always @(posedge clk) begin
+    {host_awready, host_wready, host_arready} <= {s_axil_awready, s_axil_wready, s_axil_arready};
+    {host_bresp, host_bvalid} <= {s_axil_bresp, s_axil_bvalid};
+    {host_rdata, host_rresp, host_rvalid} <= {s_axil_rdata, s_axil_rresp, s_axil_rvalid};
+  end
+  always @(posedge host_clk) host_irq <= irq;
+
+  // ------------------------------------------------------------------------------------- memory
+
+  logic [8*SIZE-1:0] memory[];
+  int words = 0, latency = 16, gaps = 0, seed = 0;
+
+  initial begin : load
+    string path;
+    int file, told;
+    logic [8*SIZE-1:0] bytes, word;
+    if (!$value$plusargs("memory=%s", path) || !$value$plusargs("words=%d", words))
+      $fatal(1, "a run needs +memory=FILE and +words=N");
+    told = $value$plusargs("latency=%d", latency);
+    told = $value$plusargs("gaps=%d", gaps);
+    told = $value$plusargs("seed=%d", seed);
+    file = $fopen(path, "rb");
+    if (file == 0) $fatal(1, "the memory's file cannot be read");
+    memory = new[words];
+    for (int i = 0; i < words; i++) begin
+      told = $fread(bytes, file);
+      for (int j = 0; j < SIZE; j++) word[8*j+:8] = bytes[8*(SIZE-1-j)+:8];
+      memory[i] = word;
+    end
+    $fclose(file);
+  end
+
+  // xorshift: the same numbers in every simulator.
+  logic [31:0] random = 32'h2545F491;
+  function automatic logic [31:0] shuffled(input logic [31:0] x);
+    x = x ^ (x << 13);
+    x = x ^ (x >> 17);
+    return x ^ (x << 5);
+  endfunction
+
+  // Requests that were taken, in a ring: first word, words left, cycle from which they are answered.
+  logic [63:0] place[PENDING];
+  logic [8:0] left[PENDING];
+  int due[PENDING];
+  logic [7:0] head = 0, tail = 0;
+  int cycle = 0;
+
+  always @(posedge clk) begin
+    cycle <= cycle + 1;
+    random <= shuffled(random ^ (cycle == 0 ? seed : 0));
+    if (m_axi_arvalid && m_axi_arready) begin
+      place[tail] = (m_axi_araddr - BASE) >> WORD_BITS;
+      left[tail] = {1'b0, m_axi_arlen} + 1;
+      due[tail] = cycle + (seed == 0 ? latency : 1 + int'(random[30:8]) % latency);
+      tail = tail + 1;
+    end
+    m_axi_arready <= tail + 8'd1 != head && random[31:24] >= gaps[7:0];
+    if (m_axi_rready) m_axi_rvalid <= 0;
+    if ((!m_axi_rvalid || m_axi_rready) && head != tail && due[head] <= cycle && random[7:0] >= gaps[7:0]) begin
+      m_axi_rvalid <= 1;
+      m_axi_rlast <= left[head] == 1;
+      m_axi_rdata <= place[head] < 64'(words) ? memory[place[head][31:0]] : '0;
+      m_axi_rresp <= place[head] < 64'(words) ? 0 : DECERR;
+      place[head] = place[head] + 1;
+      left[head] = left[head] - 1;
+      if (left[head] == 0) head = head + 1;
+    end
+    if (rst) begin
+      head = 0;
+      tail = 0;
+      m_axi_arready <= 0;
+      m_axi_rvalid <= 0;
+    end
+  end
+
+  // -------------------------------------------------------------------------------- rules of AXI
+
+  logic [7:0] faults = 0;
+  logic request_held = 0, answer_held = 0, response_held = 0;
+  logic [71:0] request;
+  logic [33:0] answer;
+  logic [1:0] response;
+  logic [11:0] last_byte;
+  assign last_byte = m_axi_araddr[11:0] + ({4'd0, m_axi_arlen} << WORD_BITS);
+
+  always @(posedge clk) begin
+    request <= {m_axi_araddr, m_axi_arlen};
+    answer <= {s_axil_rdata, s_axil_rresp};
+    response <= s_axil_bresp;
+    request_held <= !rst && m_axi_arvalid && !m_axi_arready;
+    answer_held <= !rst && s_axil_rvalid && !s_axil_rready;
+    response_held <= !rst && s_axil_bvalid && !s_axil_bready;
+    if (!rst) begin
+      if (request_held && !(m_axi_arvalid && request == {m_axi_araddr, m_axi_arlen})) faults[0] <= 1;
+      if (answer_held && !(s_axil_rvalid && answer == {s_axil_rdata, s_axil_rresp})) faults[1] <= 1;
+      if (response_held && !(s_axil_bvalid && response == s_axil_bresp)) faults[2] <= 1;
+      if (m_axi_arvalid) begin
+        if (last_byte < m_axi_araddr[11:0]) faults[3] <= 1;  // crosses 4 KiB
+        if ((m_axi_araddr & 64'(SIZE - 1)) != 0) faults[4] <= 1;
+        if (m_axi_arsize != 3'(WORD_BITS) || m_axi_arburst != 1) faults[5] <= 1;
+      end
+      // Unknown, in a simulator that knows of it.
+      if ((^{m_axi_arvalid, m_axi_rready, s_axil_awready, s_axil_wready, s_axil_bvalid, s_axil_arready,
+             s_axil_rvalid, irq}) === 1'bx) faults[6] <= 1;
+      if (m_axi_rvalid && !m_axi_rready && head == tail) faults[7] <= 1;  // a word nobody asked for
+    end
+  end
+
+  // ----------------------------------------------------------------------------------- the dump
+
+  string prefix;
+  logic dumping = 0;
+  int run = -1, summed = 0, drained = 0, normed = 0, attended = 0;
+
+  function automatic int opened(input string unit);
+    return $fopen($sformatf("%s%s.%0d", prefix, unit, run), "w");
+  endfunction
+
+  initial if ($value$plusargs("dump=%s", prefix)) dumping = 1;
+
+  always @(posedge clk)
+    if (dumping) begin
+      if (run != host_run) begin
+        if (run >= 0) begin
+          $fclose(summed);
+          $fclose(drained);
+          $fclose(normed);
+          $fclose(attended);
+        end
+        run = host_run;
+        summed = opened("sums");
+        drained = opened("drain");
+        normed = opened("layernorm");
+        attended = opened("softmax");
+      end
+      if (dut.core.probe_sums) $fwrite(summed, "%h\n", dut.core.probe_sums_word);
+      if (dut.core.probe_drain) $fwrite(drained, "%h\n", dut.core.probe_drain_word);
+      if (dut.core.probe_layernorm) $fwrite(normed, "%h\n", dut.core.probe_layernorm_word);
+      if (dut.core.probe_softmax) $fwrite(attended, "%h\n", dut.core.probe_softmax_word);
+    end
+endmodule

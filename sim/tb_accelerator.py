@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The accelerator's host: one cocotb test for each run of the session, on the same hardware."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import cocotb
+from cocotb.triggers import First, RisingEdge, Timer
+
+from sim.axil import OKAY, AxiLite
+from sim.bench import JOB_VARIABLE, PROGRESS_FILE
+from sim.session import Outcome, Run, Session
+
+FOLDER = Path(os.environ[JOB_VARIABLE])
+SESSION = Session.read(FOLDER)
+OUTPUTS_BASE = 0x4000
+PERIOD = 2
+"""Steps of a cycle of the bench's clock."""
+GLANCE = 50_000
+"""Cycles after which a run is looked at while it lasts."""
+RESET_CYCLES = 5
+COUNTERS = ("array_busy", "layernorm_busy", "softmax_busy", "stream_wait", "unit_wait")
+
+
+class Host:
+    """Reads and writes registers by name."""
+
+    def __init__(self, dut: Any) -> None:
+        self.dut = dut
+        self.edge = RisingEdge(dut.host_clk)
+        self.axil = AxiLite(dut, dut.host_clk, "host")
+
+    async def reset(self) -> None:
+        """Reset; nothing may be offered meanwhile."""
+        self.axil.idle()
+        self.dut.host_rst.value = 1
+        await self.edge
+        for _ in range(RESET_CYCLES):
+            await self.edge
+            for name in ("host_bvalid", "host_rvalid", "host_irq"):
+                assert not int(getattr(self.dut, name).value), f"{name} is high in a reset"
+        self.dut.host_rst.value = 0
+        await self.edge
+
+    async def read(self, name: str) -> int:
+        """The register ``name``."""
+        return await self.read_at(SESSION.registers[name])
+
+    async def read_at(self, address: int) -> int:
+        """The word at an address, which must be there."""
+        value, response = await self.axil.read(address)
+        assert response == OKAY, f"a read of {address:#x} is answered {response}"
+        return value
+
+    async def write(self, name: str, value: int) -> None:
+        """Set the register ``name``."""
+        response = await self.axil.write(SESSION.registers[name], value)
+        assert response == OKAY, f"a write of {name} is answered {response}"
+
+    async def start(self, run: Run) -> None:
+        """Say where everything is, and begin."""
+        for part in ("image", "program"):
+            address = getattr(run, f"{part}_address")
+            await self.write(f"{part}_address_low", address & 0xFFFFFFFF)
+            await self.write(f"{part}_address_high", address >> 32)
+            await self.write(f"{part}_words", getattr(run, f"{part}_words"))
+        await self.write("interrupt", 1)
+        await self.write("control", 1)
+
+    async def finish(self, limit: int) -> None:
+        """Wait for the interrupt; AssertionError if it does not come."""
+        interrupt, waited = RisingEdge(self.dut.host_irq), 0
+        while not int(self.dut.host_irq.value):
+            assert waited < limit, f"no interrupt in {limit:,} cycles"
+            step = min(GLANCE, limit - waited)
+            await First(interrupt, Timer(PERIOD * step, "step"))
+            waited += step
+            (FOLDER / PROGRESS_FILE).write_text(str(PROGRESS.done + waited))
+        await self.edge
+
+
+class Progress:
+    """Cycles of the runs that are over."""
+
+    done = 0
+
+
+PROGRESS = Progress()
+
+
+@cocotb.test()
+@cocotb.parametrize(index=list(range(len(SESSION.runs))))
+async def runs(dut: Any, index: int) -> None:
+    """Do a run from its registers to its outputs, leave what was read, and check it."""
+    run, host = SESSION.runs[index], Host(dut)
+    await host.edge  # a test begins in the middle of a cycle
+    dut.host_run.value = index
+    if index == 0 or run.reset:
+        await host.reset()
+    for name, value in SESSION.fixed.items():
+        assert await host.read(name) == value, f"register {name} must be {value:#x}"
+    assert await host.read("status") == 0, "status must be 0 before a start"
+    begun = time.monotonic()
+    await host.start(run)
+    if run.abandon:
+        await Timer(PERIOD * run.abandon, "step")
+        await host.edge
+        assert await host.read("status") == 1, "the run must last until it is abandoned"
+        await host.reset()
+        assert await host.read("status") == 0, "status must be 0 behind a reset"
+        return
+    await host.finish(run.limit)
+    seconds = time.monotonic() - begun
+    outcome = await read_outcome(host, run, seconds)
+    outcome.write(FOLDER, index)
+    PROGRESS.done += outcome.counters["cycles"]
+    assert not int(dut.faults.value), f"AXI: rules {int(dut.faults.value):#010b} are broken"
+    assert outcome.error == run.error, f"error must be {run.error}, not {outcome.error}"
+    if run.expected is None:
+        return
+    for place, (found, wanted) in enumerate(zip(outcome.outputs, run.expected, strict=True)):
+        assert found == wanted, f"output {place} must be {wanted}, not {found}"
+
+
+async def read_outcome(host: Host, run: Run, seconds: float) -> Outcome:
+    """Status, counters and outputs; done is cleared, and with it the interrupt."""
+    status = await host.read("status")
+    assert status & 0xF == 2, f"status must be done and nothing else, not {status:#x}"
+    counters = {name: await host.read(name) for name in COUNTERS}
+    counters["cycles"] = await host.read("cycles_low") | await host.read("cycles_high") << 32
+    words = [await host.read_at(OUTPUTS_BASE + 4 * place) for place in range(run.outputs)]
+    outputs = [word - (1 << 32) if word >> 31 else word for word in words]
+    await host.write("status", 2)
+    assert await host.read("status") == 0, "status must be 0 once done is cleared"
+    assert not int(host.dut.host_irq.value), "the interrupt must end once done is cleared"
+    return Outcome(status >> 4, outputs, counters, seconds)
