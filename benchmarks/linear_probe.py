@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A linear probe on DINOv2 features of the digits: ``python benchmarks/linear_probe.py [PRESET ...]``.
+"""A linear probe on DINOv2 features of the digits: ``python benchmarks/linear_probe.py [PRESET[:REFIT] ...]``.
 
 scikit-learn's digits, enlarged to 98 x 98 pixels (50 tokens), go through the pretrained DINOv2 ViT-S/14.
 A logistic regression on the float network's features is compared with one on the golden model's: as it
@@ -26,7 +26,7 @@ from qvit_hw.calibration import calibrate_network
 from qvit_hw.integers import export
 from qvit_hw.models import load_model
 from qvit_hw.models.digits import digits_images
-from qvit_hw.presets import find_preset
+from qvit_hw.presets import adapt, find_preset
 
 SIZE = 98
 CALIBRATION, SUBSETS = 128, 3
@@ -42,7 +42,10 @@ def enlarged(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """Print top-1 of the probe on float and golden features, for each preset named (w8a8p4)."""
+    """Print top-1 of the probe on float and golden features, for each preset named (w8a8p4).
+
+    A number behind a preset's name is the damping of ``calibrate --refit``.
+    """
     network = load_model("dinov2", image_size=SIZE).network
     train, train_labels = enlarged("train")
     test, test_labels = enlarged("test")
@@ -60,10 +63,11 @@ def main() -> None:
     exact, transferred = features(test), probe(features(train))
     print(f"{len(test)} held-out digits; float features: {transferred(exact):.2f} %", flush=True)
     for name in sys.argv[1:] or ["w8a8p4"]:
-        rows = []
+        rows, (preset, _, refit) = [], name.partition(":")
+        chosen = adapt(find_preset(preset), refit=float(refit) if refit else None)
         for subset in range(SUBSETS):
             picked = torch.tensor(train[subset :: len(train) // CALIBRATION][:CALIBRATION])
-            twin, _ = calibrate_network(network, picked, find_preset(name))
+            twin, _ = calibrate_network(network, picked, chosen)
             golden = VitModel(export(network, twin.plan), network.input_size)
             known, found = (twin.values(golden.output, golden(images)) for images in (train, test))
             noise = 10 * np.log10((exact**2).sum() / ((found - exact) ** 2).sum())

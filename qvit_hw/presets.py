@@ -5,7 +5,7 @@
 name   weights activ. residual GELU  attention  LN out  weights ranges   refit  for
        (bits)  (bits) (PTF)    input code       reparam by      by
 ====== ======= ====== ======== ===== ========== ======= ======= ======== ====== ===========================
-w8a8p4 8       8      8        8     base 2, 4  0       minmax  minmax   10     the smallest units: default
+w8a8p4 8       8      8        8     base 2, 4  0       minmax  minmax   0      the smallest units: default
 w8a8p5 8       8      16       10    sqrt 2, 5  0.8     minmax  minmax   0      the most accurate
 w6a6   6       6      16       10    sqrt 2, 5  0.8     gptq    minmax   0      smaller multipliers
 w4a8   4       8      16       10    sqrt 2, 5  0.3     gptq    minmax   0      half the weight memory
@@ -111,7 +111,7 @@ _SMALL = replace(_FINE, weights="gptq")
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset(name="w8a8p4", refit=10.0),
+        Preset(name="w8a8p4"),
         _FINE,
         replace(_SMALL, name="w6a6", weight_bits=6, act_bits=6),
         replace(_SMALL, name="w4a8", weight_bits=4, reparam=0.3),
