@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A linear probe on DINOv2 features of the digits: ``python benchmarks/linear_probe.py [PRESET[:REFIT] ...]``.
+"""A linear probe on DINOv2 features of digits: ``python benchmarks/linear_probe.py [PRESET[:REFIT] ...]``.
 
 scikit-learn's digits, enlarged to 98 x 98 pixels (50 tokens), go through the pretrained DINOv2 ViT-S/14.
 A logistic regression on the float network's features is compared with one on the golden model's: as it
