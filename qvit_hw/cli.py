@@ -367,9 +367,16 @@ def report(
         Path | None,
         typer.Option(help="The bundle that was simulated, if it has moved.", show_default=False),
     ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Folder that run wrote: tell of the accelerator.", show_default=False),
+    ] = None,
+    program: Annotated[
+        Path | None, typer.Option(help="The program that ran.", show_default=False)
+    ] = None,
 ) -> int:
-    """Tell what simulate found: a page, a JSON and a JUnit file. Status 1 on any mismatch."""
-    return _run("report", results=results, out=out, bundle=bundle)
+    """Tell what simulate and run found: a page, a JSON and a JUnit file. Status 1 on any mismatch."""
+    return _run("report", results=results, out=out, bundle=bundle, run=run, program=program)
 
 
 @app.command()
@@ -433,6 +440,12 @@ def run(
     check: Annotated[
         str, typer.Option(help="all (every word that is computed), logits, or none.")
     ] = "logits",
+    tensors: Annotated[
+        int | None,
+        typer.Option(
+            help="With all: so many images in full, outputs of the others.", show_default=False
+        ),
+    ] = None,
     stalls: Annotated[
         int | None,
         typer.Option(help="Seed of a memory that answers late and with gaps.", show_default=False),
@@ -449,6 +462,7 @@ def run(
         limit=limit,
         simulator=simulator,
         check=check,
+        tensors=tensors,
         stalls=stalls,
         out=out,
     )
@@ -459,5 +473,5 @@ def demo(
     model: Annotated[str, typer.Option(help="Model to take through all steps.")] = "digits",
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = _DEMO,
 ) -> int:
-    """Do all of it on one model: calibrate, generate, simulate, report."""
+    """Do all of it on one model: calibrate, generate, simulate, compile, run, report."""
     return _run("demo", model=model, out=out)

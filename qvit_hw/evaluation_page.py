@@ -6,8 +6,6 @@ The page is one file in the style of the report: it needs nothing from elsewhere
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,15 +13,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
 from .evaluation import BAR, SCHEMA, Cost, Evaluation, Sensitivity, Tensor, document
 from .models.labelled import Labelled
 from .outputs import check_replaced, replaced_folder
 from .report_page.charts import Band, Point, depth_chart, disagreement_chart
+from .report_page.pictures import thumbnail
 
 __all__ = ["JSON", "PAGE", "check_page_folder", "render", "write_page"]
 
@@ -31,7 +27,6 @@ PAGE, JSON = "evaluation.html", "evaluation.json"
 _FOLDER = Path(__file__).parent / "report_page"
 _THIN = "\u2009"
 _MINUS = "\u2212"
-_THUMBNAIL = 112
 _DEAREST = 12
 """Single quantisers that the page lists."""
 
@@ -240,16 +235,6 @@ def _examples(found: Evaluation, data: Labelled) -> list[dict[str, Any]]:
         }
         for example in found.examples
     ]
-
-
-def thumbnail(pixels: npt.NDArray[np.uint8]) -> str:
-    """An image [1 or 3, H, W] as a data URI: a large one is made smaller, a small one stays sharp."""
-    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-    small = max(picture.size) <= _THUMBNAIL
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    file, kind = io.BytesIO(), "png" if small else "jpeg"
-    picture.save(file, kind, **({} if small else {"quality": 85}))
-    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def _origin(found: Evaluation) -> list[tuple[str, str]]:

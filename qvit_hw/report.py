@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """From results to a verdict that people, programs and CI can read.
 
-    python -m qvit_hw.report --results DIR [--bundle B] --out report.html
+    python -m qvit_hw.report --results DIR [--bundle B] [--run DIR --program DIR] --out report.html
 
-writes one self-contained page, and beside it ``report.json`` and ``report.junit.xml``. The exit
-status is 1 if one element differs, if the cycle model is off, or if the outputs do not bear out what
-the results claim: they are compared with the bundle's golden codes once more.
+writes one self-contained page, and beside it ``report.json`` and ``report.junit.xml``. With ``--run`` and
+``--program`` it also tells of images on the accelerator. The exit status is 1 if one element differs, if
+the cycle model is off, or if the outputs do not bear out what the results claim: they are compared with the
+bundle's golden codes once more.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from .bundle import Layer, load_bundle
 from .errors import UserError
 from .outputs import write_files
+from .report_page.accelerator import Section, gather_run
 from .report_page.content import Content, gather
 from .report_page.pictures import PTF_COLOURS, ramp_css
 from .report_page.results import Results, Run, load_results
@@ -35,18 +37,36 @@ _PAGE = Path(__file__).parent / "report_page"
 _THIN = "\u2009"
 
 
-def run(*, results: Path, out: Path, bundle: Path | None = None) -> int:
-    """Write the report of the folder ``results`` to ``out``; return 0, or 1 if it did not pass."""
+def run(
+    *,
+    results: Path,
+    out: Path,
+    bundle: Path | None = None,
+    run: Path | None = None,
+    program: Path | None = None,
+    notes: Sequence[str] = (),
+) -> int:
+    """Write the report of the folder ``results`` to ``out``; return 0, or 1 if it did not pass.
+
+    run, program: of the accelerator, both or none.  notes: sentences that the page is to tell, too.
+    """
     if out.suffix != ".html":
         raise UserError(f"The page must be named *.html, not {out.name!r}.")
     if out.is_dir():
         raise UserError(f"The page {str(out)!r} is a folder.")
+    if (run is None) != (program is None):
+        raise UserError("A run and its program go together: give both --run and --program.")
     found = load_results(results)
     content = gather(found, _layers(found, bundle), out)
+    section = None if run is None or program is None else gather_run(run, program, found)
+    reasons = (*content.reasons, *(section.reasons if section else ()))
+    content = replace(
+        content, passed=not reasons, reasons=reasons, notes=(*content.notes, *notes)
+    )
     texts = {
-        out: _page(found, content),
-        out.with_suffix(".json"): _json(found, content),
-        out.with_suffix(".junit.xml"): _junit(found, content),
+        out: _page(found, content, section),
+        out.with_suffix(".json"): _json(found, content, section),
+        out.with_suffix(".junit.xml"): _junit(found, content, section),
     }
     _write(texts)
     return 0 if content.passed else 1
@@ -78,7 +98,7 @@ def _write(texts: dict[Path, str]) -> None:
 # ------------------------------------------------------------------------------------------- page
 
 
-def _page(results: Results, content: Content) -> str:
+def _page(results: Results, content: Content, section: Section | None) -> str:
     environment = Environment(
         loader=FileSystemLoader(_PAGE),
         autoescape=True,
@@ -96,6 +116,7 @@ def _page(results: Results, content: Content) -> str:
     ]
     return environment.get_template("page.html.j2").render(
         c=content,
+        a=section,
         model=_model(results),
         source=_detail(results, "source"),
         preset=results.bundle.get("preset"),
@@ -110,7 +131,9 @@ def _page(results: Results, content: Content) -> str:
         opened=max(
             content.heads, key=lambda head: (head["mismatches"], head["contrast"]), default=None
         ),
-        css=(_PAGE / "style.css").read_text(encoding="utf-8"),
+        css="".join(
+            (_PAGE / name).read_text(encoding="utf-8") for name in ("style.css", "accelerator.css")
+        ),
         js=(_PAGE / "script.js").read_text(encoding="utf-8"),
     )
 
@@ -153,7 +176,7 @@ def _percent(share: float) -> str:
 # ------------------------------------------------------------------------------------ for programs
 
 
-def _json(results: Results, content: Content) -> str:
+def _json(results: Results, content: Content, section: Section | None) -> str:
     told = asdict(content)
     for picture in ("histograms", "heads"):
         told.pop(picture)
@@ -167,25 +190,31 @@ def _json(results: Results, content: Content) -> str:
         "seed": results.seed,
         "rtl": dict(results.rtl),
         **told,
+        "accelerator": None if section is None else section.facts,
     }
     return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def _junit(results: Results, content: Content) -> str:
-    """One test case a run, and one for the report's own checks."""
+def _junit(results: Results, content: Content, section: Section | None) -> str:
+    """One test case a run, one for the accelerator's, and one for the report's own checks."""
     failed = sum(not run.passed for run in results.runs)
+    failed += section is not None and not section.passed
     own = [reason for reason in content.reasons if not failed]
+    seconds = sum(run.seconds for run in results.runs)
+    seconds += 0.0 if section is None else section.facts["seconds"]
     suite = ET.Element(
         "testsuite",
         name="qvit-hw",
-        tests=str(len(results.runs) + 1),
+        tests=str(len(results.runs) + 1 + (section is not None)),
         failures=str(failed + bool(own)),
         errors="0",
         skipped="0",
-        time=f"{sum(run.seconds for run in results.runs):.3f}",
+        time=f"{seconds:.3f}",
     )
     for case in results.runs:
         _case(suite, case)
+    if section is not None:
+        _accelerator_case(suite, section)
     last = ET.SubElement(suite, "testcase", classname="qvit-hw.report", name="verdict", time="0")
     if own:
         ET.SubElement(last, "failure", message=own[0]).text = "\n".join(own)
@@ -193,6 +222,21 @@ def _junit(results: Results, content: Content) -> str:
     suites.append(suite)
     ET.indent(suites)
     return ET.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _accelerator_case(suite: ET.Element, section: Section) -> None:
+    facts = section.facts
+    case = ET.SubElement(
+        suite,
+        "testcase",
+        classname="qvit-hw.accelerator",
+        name=f"{facts['images']} images/size={facts['size']}",
+        time=f"{facts['seconds']:.3f}",
+    )
+    if not section.passed:
+        lines = [f"{each['name']}: {each['what']}" for each in facts["different"]]
+        text = "\n".join([*section.reasons, *lines])
+        ET.SubElement(case, "failure", message=section.reasons[0]).text = text
 
 
 def _case(suite: ET.Element, run: Run) -> None:

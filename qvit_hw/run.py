@@ -2,23 +2,22 @@
 """Images through a compiled network on the emitted Verilog, against golden.
 
     python -m qvit_hw.run --program DIR [--images digits|bundled|DIR] [--limit N]
-        [--simulator verilator|icarus] [--check all|logits|none] [--stalls SEED] [--out DIR]
+        [--simulator verilator|icarus] [--check all|logits|none] [--tensors N] [--stalls SEED] [--out DIR]
 
 ``--check all`` compares every word that the drain, LayerNorm and softmax write, tensor by tensor, with what
-golden computes, and names the first element that differs; ``logits`` compares the outputs. ``--stalls`` lets
-the memory answer late and with gaps, at random: that changes cycles and nothing else. ``--out`` takes
-``run.json``. Exit status: 0 all equal, 1 any difference, or a run that did not come to its end.
+golden computes, and names the first element that differs (of the first N images alone, with ``--tensors``);
+``logits`` compares the outputs. ``--stalls`` lets the memory answer late and with gaps, at random: that
+changes cycles and nothing else. ``--out`` takes ``run.json`` and some of the images, for the report.
+Exit status: 0 all equal, 1 any difference, or a run that did not come to its end.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +33,10 @@ from qvit_hw.compiler.costs import macs_of
 from qvit_hw.compiler.program import Program
 from qvit_hw.divergence import Divergence, check_words, first_difference
 from qvit_hw.errors import UserError
-from qvit_hw.outputs import check_folder, made_folder, told, write_files
+from qvit_hw.models.labelled import Labelled, load_labelled
+from qvit_hw.models.registry import load_model
+from qvit_hw.outputs import check_folder
+from qvit_hw.run_record import float_outputs, write_record
 from sim.session import Bus
 
 __all__ = ["CHECKS", "STALLS", "Verdict", "run"]
@@ -85,12 +87,17 @@ def run(
     limit: int | None = None,
     simulator: str = "verilator",
     check: str = "logits",
+    tensors: int | None = None,
     stalls: int | None = None,
     out: Path | None = None,
 ) -> int:
     """Run, compare, print what came out; return the exit status. UserError for input that will not do."""
     if check not in CHECKS:
         raise UserError(f"Check must be {', '.join(CHECKS[:-1])} or {CHECKS[-1]}, not {check!r}.")
+    if tensors is not None and tensors < 1:
+        raise UserError(
+            f"The number of images to compare in full must be at least 1, not {tensors}."
+        )
     if stalls is not None and not 1 <= stalls < 1 << 31:
         raise UserError(f"Seed of the stalls must be from 1 to {(1 << 31) - 1}, not {stalls!r}.")
     if out is not None:
@@ -98,13 +105,25 @@ def run(
     bus = Bus() if stalls is None else Bus(STALLS.latency, STALLS.gaps, stalls)
     accelerator = Accelerator(program, simulator=simulator, bus=bus)
     model = _model(program)
-    names, pixels = _images(accelerator.program, images, limit)
+    found = _images(accelerator.program, images, limit)
+    pixels = found.images(range(len(found)))
+    whole = 0 if check != "all" else len(found) if tensors is None else tensors
     begun = time.monotonic()
-    verdicts = _verdicts(accelerator, model, names, pixels, check)
+    verdicts = _verdicts(accelerator, model, found.names, pixels, check, whole)
     _print(accelerator.program, model, verdicts, time.monotonic() - begun)
     if out is not None:
-        with made_folder(out), told(out):
-            write_files({out / "run.json": _document(accelerator, verdicts, check)})
+        write_record(
+            out,
+            accelerator.program,
+            found,
+            pixels,
+            [{**asdict(verdict), "equal": verdict.equal} for verdict in verdicts],
+            float_outputs(program / "bundle", pixels),
+            simulator=accelerator.simulator,
+            memory=asdict(bus),
+            check=check,
+            cycles_predicted=accelerator.predicted_cycles,
+        )
     return 0 if all(verdict.equal for verdict in verdicts) else 1
 
 
@@ -115,20 +134,14 @@ def _model(program: Path) -> VitModel:
         raise UserError(f"{error}") from error
 
 
-def _images(
-    program: Program, source: str, limit: int | None
-) -> tuple[Sequence[str], npt.NDArray[np.uint8]]:
-    """Names and pixels [B, C, H, W], resized and cropped as the model's own evaluation does it."""
-    from qvit_hw.models.labelled import load_labelled
-    from qvit_hw.models.registry import load_model
-
+def _images(program: Program, source: str, limit: int | None) -> Labelled:
+    """The images, resized and cropped as the model's own evaluation does it."""
     image = program.image
     size = (image.channels, image.height, image.width)
     loaded = load_model(str(program.notes["model"]))
     if loaded.input_size != size:
         loaded = load_model(str(program.notes["model"]), image_size=image.height)
-    found = load_labelled(source, loaded, limit, unlabelled=source not in ("digits", "bundled"))
-    return found.names, found.images(range(len(found)))
+    return load_labelled(source, loaded, limit, unlabelled=source not in ("digits", "bundled"))
 
 
 # ---------------------------------------------------------------------------------------- comparing
@@ -140,8 +153,9 @@ def _verdicts(
     names: Sequence[str],
     pixels: npt.NDArray[np.uint8],
     check: str,
+    whole: int,
 ) -> list[Verdict]:
-    """Build, run, compare; progress on stderr."""
+    """Build, run, compare, the first ``whole`` images tensor by tensor; progress on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"{accelerator.simulator}: build", total=None)
@@ -151,20 +165,24 @@ def _verdicts(
         total = accelerator.predicted_cycles * len(pixels)
         progress.update(bar, description=f"{accelerator.simulator}: run", total=total)
         verdicts: list[Verdict] = []
-        size = BATCH if check == "all" else len(pixels)
-        for first in range(0, len(pixels), size):
-            part = slice(first, first + size)
+        whole = min(whole, len(pixels))
+        parts = [slice(first, min(first + BATCH, whole)) for first in range(0, whole, BATCH)]
+        parts += [slice(whole, len(pixels))] if whole < len(pixels) else []
+        for part in parts:
+            first = part.start
             done = first * accelerator.predicted_cycles
             executions = accelerator.run(
                 pixels[part],
-                watch=check == "all",
+                watch=first < whole,
                 progress=partial(_advance, progress, bar, done),
             )
             for offset, execution in enumerate(executions):
                 golden = None if wanted is None else wanted[first + offset]
                 image = pixels[first + offset]
                 name = names[first + offset]
-                verdicts.append(_verdict(accelerator.program, model, name, image, golden, execution))
+                verdicts.append(
+                    _verdict(accelerator.program, model, name, image, golden, execution)
+                )
     return verdicts
 
 
@@ -226,7 +244,9 @@ def _print(program: Program, model: VitModel, verdicts: list[Verdict], seconds: 
     for verdict in verdicts:
         if not verdict.equal:
             more = f" ({len(verdict.wrong)} tensors differ)" if len(verdict.wrong) > 1 else ""
-            console.print(f"{verdict.name}: {verdict.fault or verdict.divergence}{more}", markup=False)
+            console.print(
+                f"{verdict.name}: {verdict.fault or verdict.divergence}{more}", markup=False
+            )
     good = sum(verdict.equal for verdict in verdicts)
     tensors = sum(verdict.tensors for verdict in verdicts)
     what = "not compared" if verdicts[0].golden is None else "bit-exact"
@@ -260,22 +280,6 @@ def _print_counters(
     share = macs / (cycles * program.spec.size**2)
     table.add_row("multiplications of use", "", f"{share:.1%}")
     console.print(table)
-
-
-def _document(accelerator: Accelerator, verdicts: list[Verdict], check: str) -> bytes:
-    document: dict[str, Any] = {
-        "schema": "qvit-hw/run",
-        "version": 1,
-        **accelerator.program.notes,
-        "fingerprint": f"{accelerator.program.spec.fingerprint:016x}",
-        "simulator": accelerator.simulator,
-        "memory": asdict(accelerator.bus),
-        "check": check,
-        "cycles_predicted": accelerator.predicted_cycles,
-        "images": [{**asdict(verdict), "equal": verdict.equal} for verdict in verdicts],
-        "passed": all(verdict.equal for verdict in verdicts),
-    }
-    return (json.dumps(document, indent=1) + "\n").encode("utf-8")
 
 
 if __name__ == "__main__":

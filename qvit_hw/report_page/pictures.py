@@ -7,12 +7,14 @@ Nothing here decides anything: a picture shows what the numbers beside it say.
 from __future__ import annotations
 
 import base64
+import io
 import struct
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 __all__ = [
     "HISTOGRAM_REACH",
@@ -22,6 +24,7 @@ __all__ = [
     "png",
     "ptf_strip",
     "ramp_css",
+    "thumbnail",
 ]
 
 HISTOGRAM_REACH = 1.2
@@ -46,6 +49,7 @@ _WRONG = (0, 229, 255)
 """An element that differs: a colour that the ramp does not have."""
 _ABSENT = (128, 128, 128)
 _LEVELS = 240
+_THUMBNAIL = 112
 PTF_COLOURS = (
     (226, 232, 240),
     (125, 185, 222),
@@ -85,7 +89,9 @@ def png(indices: npt.NDArray[np.uint8], palette: npt.NDArray[np.uint8]) -> str:
 def _ramp(levels: int) -> npt.NDArray[np.uint8]:
     position = np.linspace(0, len(_RAMP) - 1, levels)
     anchors = np.arange(len(_RAMP))
-    return np.stack([np.interp(position, anchors, _RAMP[:, i]) for i in range(3)], 1).astype(np.uint8)
+    return np.stack([np.interp(position, anchors, _RAMP[:, i]) for i in range(3)], 1).astype(
+        np.uint8
+    )
 
 
 def ramp_css() -> str:
@@ -119,6 +125,16 @@ def ptf_strip(shifts: npt.NDArray[np.integer]) -> str:
     """Shifts of one layer, a pixel a channel, as a PNG one pixel high."""
     palette = np.array(PTF_COLOURS, dtype=np.uint8)
     return png(np.clip(shifts, 0, len(palette) - 1).astype(np.uint8)[None, :], palette)
+
+
+def thumbnail(pixels: npt.NDArray[np.uint8]) -> str:
+    """An image [1 or 3, H, W] as a data URI: a large one is made smaller, a small one stays sharp."""
+    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    small = max(picture.size) <= _THUMBNAIL
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    file, kind = io.BytesIO(), "png" if small else "jpeg"
+    picture.save(file, kind, **({} if small else {"quality": 85}))
+    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def error_histogram(

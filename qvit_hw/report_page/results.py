@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from safetensors import SafetensorError
@@ -20,7 +20,16 @@ from safetensors.numpy import load_file
 
 from ..errors import UserError
 
-__all__ = ["SCHEMA", "VERSION", "Divergence", "Intermediate", "Results", "Run", "load_results"]
+__all__ = [
+    "SCHEMA",
+    "VERSION",
+    "Divergence",
+    "Intermediate",
+    "Reader",
+    "Results",
+    "Run",
+    "load_results",
+]
 
 SCHEMA = "qvit-hw/results"
 VERSION = 1
@@ -149,7 +158,7 @@ def load_results(folder: Path) -> Results:
         raise UserError(f"{str(folder)!r} holds no results.json: is it simulate's --out?") from None
     except (OSError, ValueError) as error:
         raise UserError(f"Results {str(path)!r} are damaged: {_first_line(error)}.") from error
-    reader = _Reader(path)
+    reader = Reader(path)
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise UserError(f"{str(path)!r} must be of schema {SCHEMA!r}.")
     if data.get("version") != VERSION:
@@ -204,44 +213,43 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _SIGNED = frozenset(("sqnr_db",))
 
 
-class _Reader:
+class Reader:
     """Takes fields out of a parsed file and holds them to their kinds."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    def fail(self, fault: str) -> NoReturn:
+        """Say what is wrong with the file."""
+        raise UserError(f"{str(self._path)!r} is damaged: {fault}.")
+
     def get(self, data: Mapping[str, Any], key: str, kinds: tuple[type, ...], where: str) -> Any:
+        """The field ``key`` of one of the ``kinds``; not negative if ``where`` is a run."""
         value = data.get(key, self)
         if value is self:
-            raise UserError(f"{str(self._path)!r} is damaged: {where} must have a field {key!r}.")
+            self.fail(f"{where} must have a field {key!r}")
         wrong_bool = isinstance(value, bool) and bool not in kinds
         wrong_float = isinstance(value, float) and not math.isfinite(value)
         negative = isinstance(value, int | float) and value < 0 and key not in _SIGNED
         if wrong_bool or wrong_float or not isinstance(value, kinds):
             names = " or ".join("null" if kind is _NONE else kind.__name__ for kind in kinds)
-            raise UserError(
-                f"{str(self._path)!r} is damaged: {key!r} of {where} must be {names}, not {value!r}."
-            )
+            self.fail(f"{key!r} of {where} must be {names}, not {value!r}")
         if negative and where.startswith("run"):
-            raise UserError(
-                f"{str(self._path)!r} is damaged: {key!r} of {where} must be at least 0, not {value!r}."
-            )
+            self.fail(f"{key!r} of {where} must be at least 0, not {value!r}")
         return value
 
     def run(self, data: Any, index: int) -> Run:
+        """The fields of a testbench's run."""
         where = f"run {index}"
         if not isinstance(data, dict):
-            raise UserError(f"{str(self._path)!r} is damaged: {where} must be an object.")
+            self.fail(f"{where} must be an object")
         values = {
             field.name: self.get(data, field.name, _KINDS.get(field.name, (int,)), where)
             for field in fields(Run)
             if field.name != "divergence"
         }
         if values["op"] not in _OPS:
-            raise UserError(
-                f"{str(self._path)!r} is damaged: 'op' of {where} must be one of "
-                f"{', '.join(_OPS)}, not {values['op']!r}."
-            )
+            self.fail(f"'op' of {where} must be one of {', '.join(_OPS)}, not {values['op']!r}")
         return Run(**values, divergence=self._divergence(data.get("divergence"), where))
 
     def _divergence(self, data: Any, where: str) -> Divergence | None:
@@ -249,10 +257,9 @@ class _Reader:
             return None
         where = f"the divergence of {where}"
         if not isinstance(data, dict):
-            raise UserError(f"{str(self._path)!r} is damaged: {where} must be an object.")
+            self.fail(f"{where} must be an object")
         ints = {
-            key: self.get(data, key, (int,), where)
-            for key in ("row", "column", "cycle", "golden")
+            key: self.get(data, key, (int,), where) for key in ("row", "column", "cycle", "golden")
         }
         rows = self.get(data, "intermediates", (list,), where)
         intermediates = tuple(

@@ -64,4 +64,18 @@
     head.value = first.dataset.head;
     show();
   }
+
+  for (const timeline of all(".timeline")) {
+    const readout = timeline.nextElementSibling;
+    const hint = readout.textContent;
+    let shown = null;
+    timeline.addEventListener("pointermove", (event) => {
+      const bar = event.target.closest("[data-t]");
+      if (bar === shown) return;
+      shown?.classList.remove("near");
+      bar?.classList.add("near");
+      shown = bar;
+      readout.textContent = bar ? bar.dataset.t : hint;
+    });
+  }
 })();
