@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole networks on the emitted Verilog: every word of every unit, whatever the memory and the host do."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from accelerated import tiny_network
+
+from golden.accelerator import MEMORIES, AcceleratorSpec
+from golden.program import INSTRUCTION_BYTES, PARAMETER_WORDS, Error
+from qvit_hw.accelerator import Accelerator, emitted, registers
+from qvit_hw.compiler.layout import fitted
+from qvit_hw.compiler.schedule import compile_network
+from qvit_hw.compiler.stages import recognise
+from qvit_hw.compiler.tensors import SUMS
+from qvit_hw.divergence import check_words
+from sim.accelerator import build_bench, dumped, simulate
+from sim.session import BASE, Bus, Memory, Run, Session
+from sim.tools import find, have_icarus
+
+SMALL = AcceleratorSpec(size=4, max_tokens=16, **dict.fromkeys(MEMORIES, 16))
+STALLS = [Bus(latency=1), Bus(latency=200), Bus(200, 128, 1), Bus(50, 250, 2), Bus(7, 30, 3)]
+SIMULATORS = ["verilator"]
+if have_icarus():
+    SIMULATORS.append(pytest.param("icarus", marks=pytest.mark.icarus))
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """Two networks of different shape, and an accelerator that takes both."""
+    models = [tiny_network(), tiny_network(heads=(4,), prefix=1, head=False, seed=1)]
+    spec = SMALL
+    for model in models:
+        spec = fitted(recognise(model), spec)
+    return models, [compile_network(model, spec) for model in models]
+
+
+@pytest.fixture(scope="module")
+def hardware(networks):
+    return emitted(networks[1][0].spec)
+
+
+def pictures(program, count=2, seed=0):
+    image = program.image
+    shape = (count, image.channels, image.height, image.width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+class Desk:
+    """A session that is being written: programs and images in memory, runs of them."""
+
+    def __init__(self, spec):
+        self.spec, self.memory, self.runs, self.placed = spec, Memory(spec.size), [], {}
+
+    def put(self, words):
+        key = words.tobytes()
+        if key not in self.placed:
+            self.placed[key] = self.memory.add(words)
+        return self.placed[key]
+
+    def run(self, program, image, wanted=None, words=None, **more):
+        """A run of ``program``, or of other ``words``; ``wanted``: its outputs."""
+        stream, pixels = program.words if words is None else words, program.image_words(image)
+        self.runs.append(
+            Run(
+                **{
+                    "image_address": self.put(pixels),
+                    "image_words": len(pixels),
+                    "program_address": self.put(stream),
+                    "program_words": len(stream),
+                    "outputs": 0 if wanted is None else len(wanted),
+                    "expected": None if wanted is None else wanted.tolist(),
+                    "limit": 200_000,
+                    **more,
+                }
+            )
+        )
+
+    def simulate(self, verilog, folder, simulator="verilator", **more):
+        folder.mkdir(parents=True, exist_ok=True)
+        simulation = build_bench(find(simulator), verilog, self.spec, folder)
+        session = Session(*registers(self.spec), self.runs)
+        return simulate(simulation, session, self.memory, folder / "run", **more)
+
+
+def faults(results):
+    return [fault for _, fault in results]
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_every_word_of_two_networks_one_after_the_other(networks, hardware, tmp_path, simulator):
+    desk, ran = Desk(networks[1][0].spec), []
+    for seed in range(2):
+        for model, program in zip(*networks, strict=True):
+            for image in pictures(program, 2, seed):
+                desk.run(program, image, model(image[None])[0].reshape(-1))
+                ran.append((program, model, image))
+    results = desk.simulate(hardware, tmp_path, simulator, dump=True)
+    assert faults(results) == [None] * 8
+    for index, (program, model, image) in enumerate(ran):
+        words = dumped(tmp_path / "run", index, desk.spec)
+        count, wrong, divergence = check_words(program, model, image, words)
+        assert (wrong, divergence) == ((), None)
+        assert count == len({p.tensor for step in program.steps for p in step.parts})
+
+
+@pytest.mark.parametrize("bus", STALLS, ids=str)
+def test_stalls_of_the_memory_change_cycles_and_nothing_else(networks, hardware, tmp_path, bus):
+    (model, *_), (program, *_) = networks
+    image = pictures(program, 1)[0]
+    cycles = []
+    for number, each in enumerate((Bus(), bus)):
+        desk = Desk(program.spec)
+        for _ in range(2):
+            desk.run(program, image, model(image[None])[0].reshape(-1))
+        results = desk.simulate(hardware, tmp_path / str(number), bus=each, dump=True)
+        assert faults(results) == [None, None]
+        for index in range(2):
+            words = dumped(tmp_path / str(number) / "run", index, program.spec)
+            assert check_words(program, model, image, words)[1:] == ((), None)
+        cycles.append([outcome.counters["cycles"] for outcome, _ in results])
+    assert cycles[0] != cycles[1]
+
+
+def test_a_reset_in_the_middle_and_every_error_leave_nothing_behind(networks, hardware, tmp_path):
+    (model, *_), (program, *_) = networks
+    image = pictures(program, 1)[0]
+    size, wanted = program.spec.size, model(image[None])[0].reshape(-1)
+    head = -(-INSTRUCTION_BYTES // size)
+    foreign, headless, unknown = (program.words.copy() for _ in range(3))
+    foreign.reshape(-1)[8] ^= 1  # a bit of the fingerprint
+    headless.reshape(-1)[0] = 7
+    unknown.reshape(-1)[head * size] = 99
+    pixels = program.image_words(image)
+    desk = Desk(program.spec)
+    desk.run(program, image, wanted)
+    for words, error in (
+        (foreign, Error.CONFIGURATION),
+        (headless, Error.HEAD),
+        (unknown, Error.OPERATION),
+        (program.words[: len(program.words) // 2], Error.ENDED),
+        (program.words[:-1], Error.ENDED),
+    ):
+        desk.run(program, image, words=words, error=error)
+        desk.run(program, image, wanted)
+    for more, error in (
+        ({"image_words": len(pixels) - 1}, Error.IMAGE),
+        ({"image_words": 0}, Error.IMAGE),
+        ({"program_words": 0}, Error.ENDED),
+        ({"program_address": BASE - 4096}, Error.BUS),
+        ({"image_address": BASE + (1 << 40)}, Error.BUS),
+    ):
+        desk.run(program, image, error=error, **more)
+        desk.run(program, image, wanted)
+    for cycles in (1, 30, 300, 1000, 2000):
+        desk.run(program, image, abandon=cycles)
+        desk.run(program, image, wanted)
+    results = desk.simulate(hardware, tmp_path, bus=Bus(40, 60, 5))
+    assert faults(results) == [None] * len(desk.runs)
+    assert [outcome is None for outcome, _ in results] == [run.abandon > 0 for run in desk.runs]
+
+
+def test_predict_is_a_function_of_images(networks):
+    (model, *_), (program, *_) = networks
+    images = pictures(program, 3)
+    found = Accelerator(program).predict(images)
+    assert found.dtype == np.int64
+    assert np.array_equal(found, model(images))
+
+
+# --------------------------------------------------------------- what the bench and the checks find
+
+
+def test_a_wrong_bit_of_a_weight_is_named(networks, hardware, tmp_path):
+    (model, *_), (program, *_) = networks
+    image = pictures(program, 1)[0]
+    at = next(step for step in program.steps if step.note.startswith("blocks.1.mlp.fc1"))
+    broken, size = program.words.copy(), program.spec.size
+    broken[at.word + INSTRUCTION_BYTES // size + PARAMETER_WORDS, 0] ^= 0x40  # the first weight
+    desk = Desk(program.spec)
+    desk.run(program, image, model(image[None])[0].reshape(-1), words=broken)
+    desk.simulate(hardware, tmp_path, dump=True)
+    _, wrong, divergence = check_words(
+        program, model, image, dumped(tmp_path / "run", 0, program.spec)
+    )
+    assert wrong[0] == divergence.tensor == "blocks.1.mlp.fc1" + SUMS
+    assert divergence.golden != divergence.rtl
+
+
+def test_words_that_never_came_are_named(networks, hardware, tmp_path):
+    (model, *_), (program, *_) = networks
+    image = pictures(program, 1)[0]
+    desk = Desk(program.spec)
+    desk.run(program, image, words=program.words[: len(program.words) // 2], error=Error.ENDED)
+    assert faults(desk.simulate(hardware, tmp_path, dump=True)) == [None]
+    words = dumped(tmp_path / "run", 0, program.spec)
+    _, _, divergence = check_words(program, model, image, words)
+    assert divergence.rtl is None
+    more = replace(words, softmax=np.concatenate([words.softmax, words.softmax]))
+    assert check_words(program, model, image, more)[2] is not None
+
+
+def test_expectations_that_are_not_met_fail(networks, hardware, tmp_path):
+    (model, *_), (program, *_) = networks
+    image = pictures(program, 1)[0]
+    wanted = model(image[None])[0].reshape(-1)
+    desk = Desk(program.spec)
+    desk.run(program, image, wanted + np.eye(len(wanted), dtype=np.int64)[2])
+    desk.run(program, image, wanted, error=Error.BUS)
+    desk.run(program, image, wanted, limit=100)
+    found = faults(desk.simulate(hardware, tmp_path))
+    assert found[0].startswith(f"output 2 must be {wanted[2] + 1}, not {wanted[2]}")
+    assert found[1].startswith("error must be 4, not 0")
+    assert found[2].startswith("no interrupt in 100 cycles")
+
+
+def test_broken_rules_of_the_bus_are_found(networks, hardware, tmp_path):
+    """One design that breaks all of them: requests that change, cross 4 KiB, begin between words, wrap."""
+    broken, wires = hardware, ["  reg flicker = 0;\n  always @(posedge clk) flicker <= ~flicker;\n"]
+    for port, bits, expression in (
+        ("m_axi_araddr", 64, "inner_m_axi_araddr | 64'd4094"),
+        ("m_axi_arlen", 8, "inner_m_axi_arlen ^ {7'd0, flicker}"),
+        ("irq", 1, "inner_irq | rst"),
+    ):
+        assert broken.count(f".{port}({port})") == 1
+        broken = broken.replace(f".{port}({port})", f".{port}(inner_{port})")
+        wires.append(f"  wire [{bits - 1}:0] inner_{port};\n  assign {port} = {expression};\n")
+    broken, count = re.subn(r"(assign m_axi_arburst = )2'h1;", r"\g<1>2'h2;", broken, count=1)
+    assert count == 1
+    broken = broken.replace("endmodule", "".join(wires) + "endmodule", 1)
+    program = networks[1][0]
+    desk = Desk(program.spec)
+    desk.run(program, pictures(program, 1)[0])
+    (fault,) = faults(desk.simulate(broken, tmp_path, bus=Bus(1, 128, 1)))
+    assert fault.startswith("AXI: rules 0b00011111 are broken")
