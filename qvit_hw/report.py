@@ -29,7 +29,7 @@ from .report_page.content import Content, gather
 from .report_page.pictures import PTF_COLOURS, ramp_css
 from .report_page.results import Results, Run, load_results
 
-__all__ = ["run"]
+__all__ = ["run", "write_report"]
 
 SCHEMA = "qvit-hw/report"
 VERSION = 1
@@ -44,21 +44,33 @@ def run(
     bundle: Path | None = None,
     run: Path | None = None,
     program: Path | None = None,
-    notes: Sequence[str] = (),
 ) -> int:
     """Write the report of the folder ``results`` to ``out``; return 0, or 1 if it did not pass.
 
-    run, program: of the accelerator, both or none.  notes: sentences that the page is to tell, too.
+    run, program: of the accelerator, both or none.
     """
+    if (run is None) != (program is None):
+        raise UserError("A run and its program go together: give both --run and --program.")
+    executed = None if run is None or program is None else (run, program)
+    return write_report(results, out, bundle=bundle, executed=executed)
+
+
+def write_report(
+    results: Path,
+    out: Path,
+    *,
+    bundle: Path | None = None,
+    executed: tuple[Path, Path] | None = None,
+    notes: Sequence[str] = (),
+) -> int:
+    """As :func:`run`; executed: run and program.  notes: sentences that the page is to tell, too."""
     if out.suffix != ".html":
         raise UserError(f"The page must be named *.html, not {out.name!r}.")
     if out.is_dir():
         raise UserError(f"The page {str(out)!r} is a folder.")
-    if (run is None) != (program is None):
-        raise UserError("A run and its program go together: give both --run and --program.")
     found = load_results(results)
     content = gather(found, _layers(found, bundle), out)
-    section = None if run is None or program is None else gather_run(run, program, found)
+    section = None if executed is None else gather_run(*executed, found)
     reasons = (*content.reasons, *(section.reasons if section else ()))
     content = replace(
         content, passed=not reasons, reasons=reasons, notes=(*content.notes, *notes)

@@ -25,7 +25,7 @@ from qvit_hw.report_page.runs import PICTURES, RUN, SCHEMA, VERSION
 
 __all__ = ["SHOWN", "float_outputs", "write_record"]
 
-SHOWN = 12
+SHOWN = 9
 """Images whose pixels are kept: those that differ come first."""
 Pixels = npt.NDArray[np.uint8]
 

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from accelerator_samples import make_program, make_run
 from PIL import Image
 from report_samples import make_bundle, make_results
 from safetensors.numpy import load_file, save_file
@@ -21,7 +22,7 @@ from qvit_hw.errors import MissingTool, UserError
 
 COMMANDS = (
     *("calibrate", "evaluate", "export", "generate", "simulate", "report"),
-    *("compile", "demo"),
+    *("compile", "run", "demo"),
 )
 
 
@@ -266,7 +267,7 @@ def test_generate_refuses_lanes(lanes, refused, tmp_path):
 
 
 def test_generate_refuses_an_unknown_operator(refused, tmp_path):
-    refused("generate", "--op", "gelu", "--out", tmp_path / "rtl", part="gelu")
+    refused("generate", "--op", "mean", "--out", tmp_path / "rtl", part="mean")
 
 
 def test_generate_refuses_a_file_in_the_way(refused, tmp_path):
@@ -456,14 +457,16 @@ def chain(monkeypatch, bundle):
     """The demo's steps, each but the last replaced by one that leaves a prepared folder."""
     calls: list[str] = []
 
-    def prepare(flip: str | None = None, fail: str | None = None) -> list[str]:
+    def prepare(
+        flip: str | None = None, fail: str | None = None, wrong: int | None = None
+    ) -> list[str]:
         def step(name, make):
             def run(**options):
                 calls.append(name)
                 if name == fail:
                     raise UserError(f"{name} has no luck.")
                 make(**options)
-                return int(name == "simulate" and flip is not None)
+                return int({"simulate": flip, "run": wrong}.get(name) is not None)
 
             return run
 
@@ -476,10 +479,18 @@ def chain(monkeypatch, bundle):
         def simulate(*, bundle, rtl, rows, out):
             make_results(out, bundle, flip=flip)
 
+        def compile(*, bundle, config, fit, out):
+            make_program(out, bundle)
+
+        def execute(*, program, images, check, tensors, out):
+            make_run(out, program, flip=wrong)
+
         for name, make in (
             ("calibrate", calibrate),
             ("generate", generate),
             ("simulate", simulate),
+            ("compile", compile),
+            ("run", execute),
         ):
             module = importlib.import_module(f"qvit_hw.{name}")
             monkeypatch.setattr(module, "run", step(name, make))
@@ -510,9 +521,10 @@ def test_a_demo_that_fails_at_once_leaves_no_folder(chain, refused, tmp_path):
 def test_the_demo_chains_the_steps_and_ends_with_the_verdict(chain, tmp_path, capsys):
     calls = chain()
     assert cli.invoke(["demo", "--out", str(tmp_path / "demo")]) == 0
-    assert calls == ["calibrate", "generate", "simulate"]
+    assert calls == ["calibrate", "generate", "simulate", "compile", "run"]
     out = capsys.readouterr().out
     assert "0 mismatches in 1,559 elements of 3 layers and 1 scenarios" in " ".join(out.split())
+    assert "3 of 3 images bit-exact on the accelerator; " in " ".join(out.split())
     assert out.replace("\n", "").rstrip().endswith("report.html")
     assert (tmp_path / "demo" / "report.html").is_file()
 
@@ -522,6 +534,26 @@ def test_a_mismatch_in_the_demo_still_gets_its_report(chain, tmp_path, capsys):
     assert cli.invoke(["demo", "--out", str(tmp_path / "demo")]) == cli.MISMATCH
     assert "1 mismatches" in capsys.readouterr().out
     assert "First difference in blocks.0.norm2" in (tmp_path / "demo" / "report.html").read_text()
+
+
+def test_an_image_that_differs_in_the_demo_still_gets_its_report(chain, tmp_path, capsys):
+    chain(wrong=1)
+    assert cli.invoke(["demo", "--out", str(tmp_path / "demo")]) == cli.MISMATCH
+    out = " ".join(capsys.readouterr().out.split())
+    assert "2 of 3 images bit-exact on the accelerator" in out
+    assert "image-1, head: row 0, column 0" in out
+    assert "image-1" in (tmp_path / "demo" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("flip", "status"), [(None, 0), ("blocks.0.attn", cli.MISMATCH)])
+def test_a_network_that_the_accelerator_cannot_run_is_told(chain, tmp_path, capsys, flip, status):
+    calls = chain(flip=flip, fail="compile")
+    assert cli.invoke(["demo", "--out", str(tmp_path / "demo")]) == status
+    assert calls == ["calibrate", "generate", "simulate", "compile"]
+    sentence = "The network did not run on the accelerator: compile has no luck."
+    assert sentence in " ".join(capsys.readouterr().out.split())
+    assert sentence in (tmp_path / "demo" / "report.html").read_text()
+    assert json.loads((tmp_path / "demo" / "report.json").read_text())["accelerator"] is None
 
 
 def test_the_demo_stops_at_the_first_step_that_fails(chain, tmp_path, capsys):
