@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Sets itself up: needs Python 3.11 or newer, make and a C++ compiler; the rest comes into .venv by pip.
 #
-#   make demo      the embedded model from float to report, and the verdict
+#   make demo      the embedded model from float to report, its test set on the accelerator, and the verdict
 #   make test      lint, then every test
 #   make lint      ruff and mypy
 #   make dinov2    the same as demo on a pretrained DINOv2 ViT-S/14 (97 MB of weights, a few minutes)

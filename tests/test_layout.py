@@ -293,6 +293,7 @@ def test_the_readme_names_commands_and_options_that_exist():
     assert [name for name, _ in lines] == [
         *("calibrate", "evaluate", "export"),
         *("generate", "simulate", "report"),
+        *("compile", "run", "estimate", "report"),
     ]
     for name, rest in lines:
         assert set(re.findall(r"--[a-z-]+", rest)) <= known[name]
