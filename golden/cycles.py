@@ -14,11 +14,13 @@ from dataclasses import dataclass
 
 from golden.fixedpoint import integer
 
-__all__ = ["QUEUE_DEPTH", "RowPipeline", "RowTiming", "stream_pipeline", "tree_levels"]
+__all__ = ["OUTPUT_DEPTH", "QUEUE_DEPTH", "RowPipeline", "RowTiming", "stream_pipeline", "tree_levels"]
 
 QUEUE_DEPTH = 32
 """Rows that may wait between two phases; it binds only where dozens of rows of a few beats follow
 a row of very many."""
+OUTPUT_DEPTH = 16
+"""Beats of a unit's output queue: more than the cycles from the last read of a beat to its transfer."""
 
 
 def tree_levels(lanes: int) -> int:

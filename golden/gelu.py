@@ -10,7 +10,7 @@ table of 2**in_bits entries starts at the lowest code. Which function it holds i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,8 +21,23 @@ from golden.arrays import Params, fitting, narrowest
 from golden.bounds import Interval
 from golden.cycles import RowPipeline, stream_pipeline
 from golden.fixedpoint import Ints, integer, integers
+from golden.words import column, writes
 
-__all__ = ["SPEC_GRID", "GeluParams", "GeluSpec", "corner_rows", "gelu", "gelu_pipeline"]
+__all__ = [
+    "SPEC_GRID",
+    "TABLE",
+    "WORD",
+    "GeluParams",
+    "GeluSpec",
+    "corner_rows",
+    "gelu",
+    "gelu_pipeline",
+]
+
+WORD = {"commit": 0}
+"""Word addresses of the unit's parameter port (:mod:`golden.words`)."""
+TABLE = {"table": 1 << 12}
+"""The table's word address for code 0; a code is as many words further as its bits say without a sign."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +77,16 @@ class GeluParams(Params):
         if values.shape != (spec.entries,):
             raise ValueError(f"Table must have shape {(spec.entries,)!r}, not {values.shape!r}")
         legal.require(values, "Table")
+
+    def words(self, spec: GeluSpec) -> list[tuple[int, int]]:
+        """Writes of the parameter port, (word address, unsigned 32-bit value), in order."""
+        return writes({}, {TABLE["table"]: _table(spec, self)}, WORD["commit"])
+
+    @classmethod
+    def from_words(cls, words: Mapping[int, int], spec: GeluSpec) -> GeluParams:
+        """The parameters that :meth:`words` wrote, by address; nothing is checked."""
+        by_bits = column(words, TABLE["table"], spec.entries)
+        return cls(table=np.roll(by_bits, -spec.bounds["input"].low))
 
 
 def _table(spec: GeluSpec, params: GeluParams) -> Ints:

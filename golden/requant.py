@@ -10,7 +10,7 @@ significant bits; rs rounds half up. gemmlowp and TFLite use the same form with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -22,9 +22,12 @@ from golden.arrays import Params, fitting, narrowest, rows_for, scratch, tiled
 from golden.bounds import Interval
 from golden.cycles import RowPipeline, stream_pipeline
 from golden.fixedpoint import Ints, integer, integers
+from golden.words import column, signed_word, writes
 
 __all__ = [
     "SPEC_GRID",
+    "TABLE",
+    "WORD",
     "Finish",
     "RequantParams",
     "RequantSpec",
@@ -39,6 +42,10 @@ MULTIPLIER = Interval(1 << 15, (1 << 16) - 1)
 """Legal values of M."""
 SHIFT = Interval(0, 62)
 """Legal values of N; a factor below 2**-47 rounds every accumulator to zero."""
+WORD = {"zero_point": 0, "commit": 1}
+"""Word addresses of the unit's scalar parameters (:mod:`golden.words`)."""
+TABLE = {"multiplier": 1 << 12, "shift": 2 << 12}
+"""Word addresses of channel 0 of its tables; channel c is c words further."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +94,21 @@ class RequantParams(Params):
             raise ValueError(
                 f"Shift must have shape {np.shape(self.multiplier)!r}, not {np.shape(self.shift)!r}"
             )
+
+    def words(self, spec: RequantSpec) -> list[tuple[int, int]]:
+        """Writes of the parameter port, (word address, unsigned 32-bit value), in order.
+
+        The unit knows no channel that serves all others: a row is as long as the parameters.
+        """
+        self.check(spec)
+        tables = {TABLE["multiplier"]: self.multiplier, TABLE["shift"]: self.shift}
+        return writes({WORD["zero_point"]: self.zero_point}, tables, WORD["commit"])
+
+    @classmethod
+    def from_words(cls, words: Mapping[int, int], channels: int) -> RequantParams:
+        """The parameters that :meth:`words` wrote, by address; nothing is checked."""
+        tables = {name: column(words, base, channels) for name, base in TABLE.items()}
+        return cls(zero_point=signed_word(words.get(WORD["zero_point"], 0)), **tables)
 
 
 def factor(ratio: Fraction) -> tuple[int, int]:
@@ -224,8 +246,9 @@ def requant_pipeline(spec: RequantSpec, lanes: int) -> RowPipeline:
     """Cycle model: 9 registers, whatever the widths.
 
     1 the channel's M, N, z leave their memory (which the beat's place in its row addresses), 2 they rest
-    beside acc at the multiplier, 3 and 4 the product: up to four parts, and their sum (acc of 40 bits), 5 the
-    half of the rounding is added, 6 to 8 the shift by N, 16s, 4s and 1s, 9 z and the saturation.
+    beside acc at the multiplier, 3 and 4 the product: its parts (three for an acc of 40 bits), and their sum,
+    5 to 7 the shift by N, 16s, 4s and 1s, which keeps one bit below the point, 8 a saturation to twice the
+    codes, 9 that bit (the rounding), z and the saturation.
     """
     return stream_pipeline(lanes, 9)
 

@@ -16,7 +16,7 @@ grid of their own. Class and distillation tokens are constants, made at calibrat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -30,9 +30,12 @@ from golden.bounds import Interval
 from golden.cycles import RowPipeline, stream_pipeline
 from golden.fixedpoint import Ints, integer, integers, rounding_shift, saturate
 from golden.requant import Finish
+from golden.words import column, signed_word, writes
 
 __all__ = [
     "SPEC_GRID",
+    "TABLE",
+    "WORD",
     "ResidualParams",
     "ResidualSpec",
     "ResidualTrace",
@@ -42,6 +45,11 @@ __all__ = [
     "residual_pipeline",
     "residual_trace",
 ]
+
+WORD = {"in_zero_point": 0, "zero_point": 1, "gain": 2, "shift": 3, "commit": 4}
+"""Word addresses of the unit's scalar parameters (:mod:`golden.words`)."""
+TABLE = {"in_shift": 1 << 12, "multiplier": 2 << 12, "out_shift": 3 << 12}
+"""Word addresses of channel 0 of its tables; channel c is c words further."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +142,24 @@ class ResidualParams(Params):
             if values.shape != length:
                 raise ValueError(f"{name} must have shape {length!r}, not {values.shape!r}")
             legal.require(values, name)
+
+    def words(self, spec: ResidualSpec) -> list[tuple[int, int]]:
+        """Writes of the parameter port, (word address, unsigned 32-bit value), in order."""
+        self.check(spec)
+        scalars = {at: getattr(self, name) for name, at in WORD.items() if name != "commit"}
+        tables = {base: getattr(self, name) for name, base in TABLE.items()}
+        return writes(scalars, tables, WORD["commit"])
+
+    @classmethod
+    def from_words(cls, words: Mapping[int, int], channels: int) -> ResidualParams:
+        """The parameters that :meth:`words` wrote, by address; nothing is checked."""
+        return cls(
+            in_zero_point=signed_word(words.get(WORD["in_zero_point"], 0)),
+            zero_point=signed_word(words.get(WORD["zero_point"], 0)),
+            gain=words.get(WORD["gain"], 0),
+            shift=words.get(WORD["shift"], 0),
+            **{name: column(words, base, channels) for name, base in TABLE.items()},
+        )
 
 
 def factors(
@@ -250,8 +276,8 @@ def residual_pipeline(spec: ResidualSpec, lanes: int) -> RowPipeline:
     """Cycle model: 10 registers, whatever the widths. Codes and accumulators arrive together.
 
     1 the channel's a, M2, b leave their memory, 2 q - z, 3 X = (q - z) << a at the multiplier, 4 and 5 both
-    products: their parts, and the sums of these, 6 both and the half of the rounding, 7 to 9 the shift by
-    N + b, 16s, 4s and 1s, 10 z' and the saturation.
+    products: their parts, and the sums of these, 6 both, 7 to 9 the shift by N + b, 16s, 4s and 1s, which
+    keeps one bit below the point, 10 that bit (the rounding), z' and the saturation.
     """
     return stream_pipeline(lanes, 10)
 
@@ -306,6 +332,7 @@ def corner_rows(
     yield "smallest sum", row(low), row(acc.low), smallest
     yield "largest shift", row(high), row(acc.high), params(shift=bounds["shift"].high, **widest)
     codes = rng.integers(low, high, count, endpoint=True)
+    codes[:2] = low, high
     branch = rng.integers(acc.low, acc.high, count, endpoint=True)
     yield "stream alone", codes, branch, params(multiplier=row(0))
     yield "stream unchanged", codes, row(0), params(in_shift=every, out_shift=every)

@@ -145,6 +145,13 @@ _PAGE = Path("report.html")
 _DEMO = Path("build/demo")
 _EVALUATION = Path("evaluation")
 _Op = Annotated[str, typer.Option(help="Operator: layernorm, softmax, or all.")]
+_Unit = Annotated[
+    str,
+    typer.Option(
+        "--op",
+        help="Operator: layernorm, softmax, or all (both); without a bundle gelu, requant, residual, too.",
+    ),
+]
 
 
 @app.command()
@@ -308,7 +315,7 @@ def generate(
         Path | None,
         typer.Option(help="Bundle whose specs to build.", show_default=False),
     ] = None,
-    op: _Op = "all",
+    op: _Unit = "all",
     lanes: Annotated[int, typer.Option(help="Elements per beat, 1 to 32.")] = 8,
     port_bits: Annotated[
         int,

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verilog of the operators with AXI ports, and everything that a project needs beside it.
 
-    python -m qvit_hw.generate [--bundle B] [--op layernorm|softmax|all] [--lanes 8]
-                                [--port-bits 27] --out DIR
+    python -m qvit_hw.generate [--bundle B] [--op layernorm|softmax|gelu|requant|residual|all]
+                                [--lanes 8] [--port-bits 27] --out DIR
 
 writes into DIR, for each operator, ``<top>.v`` and ``<top>.core`` (FuseSoC), and for all of them
 ``manifest.json`` (ports, widths, cycles, registers, hashes), ``registers.md`` and ``waivers.vlt``.
-Without a bundle the default specs are built. The same specs give the same bytes. All files are
-made before the first one is put in its place, and nothing else in DIR is touched.
+Without a bundle the default specs are built; ``all`` is layernorm and softmax, of which a bundle has
+vectors, and the others are built without one. The same specs give the same bytes. All files are made
+before the first one is put in its place, and nothing else in DIR is touched.
 """
 
 from __future__ import annotations
@@ -24,17 +25,30 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from golden.cycles import QUEUE_DEPTH, RowPipeline
-from golden.layernorm import LayerNormSpec, layernorm_pipeline
-from golden.softmax import SoftmaxSpec, softmax_pipeline
+from golden.cycles import QUEUE_DEPTH
+from golden.gelu import GeluSpec
+from golden.layernorm import LayerNormSpec
+from golden.requant import RequantSpec
+from golden.residual import ResidualSpec
+from golden.softmax import SoftmaxSpec
 from qvit_hw.errors import UserError
 from qvit_hw.outputs import check_folder, made_folder, told, write_files
 from rtl.axi import ADAPTER_LATENCY, AxiLayerNorm, AxiRowUnit, AxiSoftmax, slot_bytes
+from rtl.axi_stream import AxiGelu, AxiRequant, AxiResidual
 from rtl.emit import emit, tool_versions
 
 __all__ = ["OPERATORS", "WAIVERS", "build_unit", "run", "select"]
 
 OPERATORS = ("layernorm", "softmax")
+"""Operators whose vectors a bundle holds."""
+DEFAULTS: dict[str, Any] = {
+    "layernorm": LayerNormSpec(),
+    "softmax": SoftmaxSpec(),
+    "gelu": GeluSpec(),
+    "requant": RequantSpec(),
+    "residual": ResidualSpec(),
+}
+"""Every operator that has a unit, with the spec that is built where no bundle says another."""
 LATENCY_LENGTHS = (1, 49, 64, 65, 192, 197, 257, 384, 577, 768)
 """Row lengths whose latency the manifest states."""
 CORE_PROBES = {
@@ -76,29 +90,35 @@ def select(op: str, available: tuple[str, ...] = OPERATORS) -> tuple[str, ...]:
     """Return the operators that ``op`` names; UserError for an unknown one."""
     if op == "all":
         return available
-    if op not in OPERATORS:
-        raise UserError(f"Operator must be layernorm, softmax or all, not {op!r}.")
+    if op not in DEFAULTS:
+        raise UserError(f"Operator must be {', '.join(DEFAULTS)} or all, not {op!r}.")
     if op not in available:
         raise UserError(f"Operator {op!r} is not there: found {', '.join(available) or 'none'}.")
     return (op,)
 
 
+def _top(op: str, spec: Any, lanes: int, port_bits: int) -> AxiRowUnit:
+    """The AXI top of an operator; those without multipliers do not ask how wide theirs are."""
+    if op == "softmax":
+        return AxiSoftmax(spec, lanes=lanes)
+    if op == "gelu":
+        return AxiGelu(spec, lanes=lanes)
+    if op == "requant":
+        return AxiRequant(spec, lanes=lanes, port_bits=port_bits)
+    if op == "residual":
+        return AxiResidual(spec, lanes=lanes, port_bits=port_bits)
+    return AxiLayerNorm(spec, lanes=lanes, port_bits=port_bits)
+
+
 def build_unit(op: str, spec: Any, lanes: int, port_bits: int = 27) -> BuiltUnit:
     """Return the unit of an operator: Verilog and manifest entry."""
-    pipeline: RowPipeline
-    unit: AxiRowUnit
-    if op == "softmax":
-        unit, pipeline = AxiSoftmax(spec, lanes=lanes), softmax_pipeline(spec, lanes)
-        longest, in_bits, out_bits, signed = spec.max_tokens, spec.score_bits, spec.code_bits, False
-    else:
-        unit = AxiLayerNorm(spec, lanes=lanes, port_bits=port_bits)
-        pipeline = layernorm_pipeline(spec, lanes)
-        longest, in_bits, out_bits, signed = spec.max_channels, spec.in_bits, spec.out_bits, True
-    top = f"qvit_{op}"
+    unit = _top(op, spec, lanes, port_bits)
+    pipeline, top = unit.core.pipeline, f"qvit_{op}"
     verilog = emit(unit, top)
     core = f"{top}_core"
     assert f"\nmodule {core}" in verilog
-    for name, strobe in CORE_PROBES[op].items():
+    probes = CORE_PROBES.get(op, {})
+    for name, strobe in probes.items():
         for probe in (f"probe_{name}", f"probe_{strobe}_valid"):
             assert re.search(rf"(?m)^  (reg|wire) [^;]*\b{probe}\b", verilog), probe
     ports = [
@@ -118,7 +138,7 @@ def build_unit(op: str, spec: Any, lanes: int, port_bits: int = 27) -> BuiltUnit
         }
         for name, interval in spec.bounds.items()
     }
-    lengths = sorted({n for n in LATENCY_LENGTHS if n <= longest} | {longest})
+    lengths = sorted({n for n in LATENCY_LENGTHS if n <= unit.longest} | {unit.longest})
     entry = {
         "op": op,
         "top": top,
@@ -130,12 +150,16 @@ def build_unit(op: str, spec: Any, lanes: int, port_bits: int = 27) -> BuiltUnit
         "ports": ports,
         "streams": {
             "input": {
-                "bits": in_bits,
-                "slot_bytes": slot_bytes(in_bits),
+                "bits": unit.in_bits,
+                "slot_bytes": slot_bytes(unit.in_bits),
                 "signed": True,
-                "mask": op == "softmax",
+                "mask": unit.has_mask,
             },
-            "output": {"bits": out_bits, "slot_bytes": slot_bytes(out_bits), "signed": signed},
+            "output": {
+                "bits": unit.out_bits,
+                "slot_bytes": slot_bytes(unit.out_bits),
+                "signed": unit.out_signed,
+            },
         },
         "widths": widths,
         "cycles": {
@@ -153,7 +177,7 @@ def build_unit(op: str, spec: Any, lanes: int, port_bits: int = 27) -> BuiltUnit
                 "valid": f"core.probe_{strobe}_valid",
                 "signed": name in spec.bounds and spec.bounds[name].signed,
             }
-            for name, strobe in CORE_PROBES[op].items()
+            for name, strobe in probes.items()
         ],
     }
     return BuiltUnit(entry, verilog)
@@ -244,7 +268,7 @@ def _version() -> str:
 
 def _specs(bundle: Path | None) -> dict[str, Any]:
     if bundle is None:
-        return {"layernorm": LayerNormSpec(), "softmax": SoftmaxSpec()}
+        return DEFAULTS
     from qvit_hw.bundle import load_bundle
 
     return dict(load_bundle(bundle).units())
@@ -272,10 +296,11 @@ def run(
         raise UserError(f"Lanes must be from 1 to 32, not {lanes!r}.")
     if isinstance(port_bits, bool) or not isinstance(port_bits, int) or not 18 <= port_bits <= 27:
         raise UserError(f"Multiplier port width must be from 18 to 27, not {port_bits!r}.")
-    select(op)  # an unknown operator is told before a bundle is read
+    select(op, tuple(DEFAULTS))  # an unknown operator is told before a bundle is read
     check_folder(out)
     specs = _specs(bundle)
-    operators = select(op, tuple(name for name in OPERATORS if name in specs))
+    available = tuple(name for name in OPERATORS if name in specs)
+    operators = select(op, available if op in ("all", *OPERATORS) else tuple(specs))
     version = _version()
     units: list[BuiltUnit] = []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

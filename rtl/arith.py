@@ -6,11 +6,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Const, Module, Signal, Value
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
 
 from rtl.row import delayed
 
-__all__ = ["carried", "floor_shift", "look_up", "normalise", "product", "shift_right", "square"]
+__all__ = [
+    "carried",
+    "floor_shift",
+    "halves",
+    "look_up",
+    "normalise",
+    "product",
+    "saturated",
+    "settled",
+    "shift_right",
+    "square",
+]
 
 CHUNK = 17
 """Unsigned bits of one multiplier port: 18 with sign, on Xilinx and on Lattice devices."""
@@ -144,3 +155,30 @@ def floor_shift(m: Module, value: Value, amount: Value, name: str) -> Value:
         amount = carried(m, amount[:low], 1, f"{name}_amount_{stage}") if low else amount
         value = shifted
     return value
+
+
+def halves(m: Module, value: Value, amount: Value, name: str) -> Value:
+    """``floor(2 * value / 2**amount)`` in 3 cycles: bit 0 is what rounding half up adds to the rest.
+
+    That is ``rs(value, amount)`` for any amount, 0 included, without a decoder for its half.
+    """
+    return floor_shift(m, Cat(Const(0, 1), value), amount, name)
+
+
+def saturated(value: Value, bits: int) -> Value:
+    """Signed ``value`` clipped to ``bits`` bits; combinational."""
+    if len(value) <= bits:
+        return value
+    over = value[bits - 1 : -1] != value[-1].replicate(len(value) - bits)
+    limit = Cat((~value[-1]).replicate(bits - 1), value[-1])
+    return Mux(over, limit, value[:bits]).as_signed()
+
+
+def settled(value: Value, after: Value, bits: int) -> Value:
+    """``sat(rs + after)`` of :func:`halves`, where ``after`` has ``bits`` bits; combinational.
+
+    Clipped to twice the codes first, which no sum with ``after`` tells from the value itself: the adder
+    is as narrow as a code.
+    """
+    near = saturated(value, bits + 2)
+    return saturated((near >> 1) + near[0] + after, bits)

@@ -85,8 +85,8 @@ class AxiRowUnit(wiring.Component):
         out_bits: int,
         out_signed: bool,
     ) -> None:
-        self._core, self._field, self._longest = core, field, longest
-        self._in_bits, self._out_bits, self._out_signed = in_bits, out_bits, out_signed
+        self._core, self._field, self.longest = core, field, longest
+        self.in_bits, self.out_bits, self.out_signed = in_bits, out_bits, out_signed
         self._in_slot, self._out_slot = slot_bytes(in_bits), slot_bytes(out_bits)
         lanes: int = core.lanes
         ports: dict[str, Any] = {
@@ -104,12 +104,13 @@ class AxiRowUnit(wiring.Component):
             "m_axis_tready": In(1),
             **axil_ports(ADDRESS_BITS + 2),
         }
-        if self._has_mask:
+        if self.has_mask:
             ports["s_axis_tuser"] = In(lanes)
         super().__init__(ports)
 
     @property
-    def _has_mask(self) -> bool:
+    def has_mask(self) -> bool:
+        """Whether ``s_axis_tuser`` masks elements."""
         return "mask" in self._core.i.payload.shape().members
 
     @property
@@ -132,7 +133,7 @@ class AxiRowUnit(wiring.Component):
         """The readable registers and what they read as, but for ``status`` and ``rows``."""
         fixed: list[tuple[str, int, str]] = [
             ("id", IDENTITY, "the letters QVIT"),
-            ("operator", self.operator_id, "1: softmax, 2: layernorm"),
+            ("operator", self.operator_id, "1: softmax, 2: layernorm, 3: gelu, 4: requant, 5: residual"),
             ("version", MAP_VERSION, "version of this register map"),
             ("lanes", self.lanes, "elements per beat"),
             ("status", 0, STATUS_TEXT),
@@ -179,8 +180,8 @@ class AxiRowUnit(wiring.Component):
     def _elaborate_input(self, m: Module) -> Value:
         """Connect the input stream; return the status bits that this cycle finds."""
         core, lanes, slot = self._core, self.lanes, self._in_slot
-        beats = -(-self._longest // lanes)
-        legal = (1 << (self._longest - (beats - 1) * lanes)) - 1
+        beats = -(-self.longest // lanes)
+        legal = (1 << (self.longest - (beats - 1) * lanes)) - 1
 
         prefix: list[Value] = [Const(1)]
         for lane in range(1, lanes):
@@ -202,14 +203,15 @@ class AxiRowUnit(wiring.Component):
             core.i.p.last.eq(ends),
             self.s_axis_tready.eq(core.i.ready | swallow),
         ]
-        if self._has_mask:
+        if self.has_mask:
             m.d.comb += core.i.p.mask.eq(self.s_axis_tuser)
         outside = Signal(lanes)
         elements = core.i.p[self._field]
         for lane in range(lanes):
             element = self.s_axis_tdata.word_select(lane, 8 * slot)
-            sign = element[self._in_bits - 1 :]
-            m.d.comb += elements[lane].eq(element[: self._in_bits].as_signed())
+            sign = element[self.in_bits - 1 :]
+            target = Value.cast(elements[lane])  # of several fields, where one is not enough
+            m.d.comb += target.eq(element[: self.in_bits].as_signed())
             m.d.comb += outside[lane].eq(sign.any() & ~sign.all() & keep[lane])
 
         transfer, found = Signal(), Signal(3)
@@ -230,7 +232,7 @@ class AxiRowUnit(wiring.Component):
         for lane in range(self.lanes):
             code = Value.cast(core.o.p.code[lane])
             wide = Signal(8 * slot, name=f"out_{lane}")
-            m.d.comb += wide.eq(code.as_signed() if self._out_signed else code)
+            m.d.comb += wide.eq(code.as_signed() if self.out_signed else code)
             codes.append(wide)
         m.d.comb += [
             self.m_axis_tdata.eq(Cat(codes)),

@@ -21,12 +21,10 @@ from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from golden.cycles import QUEUE_DEPTH
+from golden.cycles import OUTPUT_DEPTH, QUEUE_DEPTH
 
 __all__ = ["OUTPUT_DEPTH", "PARAM_WRITE", "Credits", "OutputQueue", "RowStore", "delayed", "popcount", "tree"]
 
-OUTPUT_DEPTH = 16
-"""Beats of a unit's output queue: more than the cycles from the last read of a beat to its transfer."""
 PARAM_WRITE = data.StructLayout({"address": 14, "data": 32})
 """One write of a unit's parameter port: word address and value."""
 

@@ -7,29 +7,17 @@ command line and the tests; whatever the spec does not admit is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from golden.cycles import RowPipeline
-from golden.layernorm import (
-    TABLE,
-    WORD,
-    LayerNormParams,
-    LayerNormSpec,
-    layernorm,
-    layernorm_pipeline,
-    layernorm_trace,
-)
-from golden.layernorm import corner_rows as layernorm_corners
-from golden.softmax import SoftmaxParams, SoftmaxSpec, softmax, softmax_pipeline, softmax_trace
-from golden.softmax import corner_rows as softmax_corners
-from golden.witness import layernorm_witnesses, softmax_witnesses
+from golden.cycles import OUTPUT_DEPTH
 from sim.job import Case, Pattern, Unit
+from sim.operators import Operator, Row, operator
 
 __all__ = ["LENGTHS", "Operator", "Row", "back_to_back", "case_of", "operator", "scenarios"]
 
@@ -41,123 +29,6 @@ BURST = 24
 EXTREMES = ("largest variance", "one hot", "uniform")
 TOO_LONG = 1
 """Status bit: a row was too long."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row and the parameters it is computed with."""
-
-    elements: npt.NDArray[np.int64]
-    params: Any
-    mask: npt.NDArray[np.bool_] | None = None
-
-
-@dataclass(frozen=True)
-class Operator:
-    """What a scenario needs to know about an operator.
-
-    trace gives the intermediate values of a row; random_params parameters for rows of up to so many
-    elements; params_of the parameters that words have written.
-    """
-
-    spec: Any
-    longest: int
-    low: int
-    high: int
-    pipeline: Callable[[int], RowPipeline]
-    golden: Callable[[Row], npt.NDArray[np.int64]]
-    trace: Callable[[Row], Any]
-    random_params: Callable[[np.random.Generator, int], Any]
-    params_of: Callable[[dict[int, int], int], Any]
-    corners: Callable[[], list[tuple[str, Row]]]
-    witnesses: Callable[[int], list[Row]]
-    masks: bool
-
-
-def operator(op: str, spec: dict[str, Any]) -> Operator:
-    """Return the operator called ``op`` with the fields of its spec."""
-    if op == "softmax":
-        return _softmax(SoftmaxSpec(**spec))
-    if op == "layernorm":
-        return _layernorm(LayerNormSpec(**spec))
-    raise ValueError(f"Operator must be softmax or layernorm, not {op!r}")
-
-
-def _softmax(spec: SoftmaxSpec) -> Operator:
-    def params(rng: np.random.Generator, _: int) -> SoftmaxParams:
-        low = max(0, spec.frac_bits - 3)
-        return SoftmaxParams(frac=int(rng.integers(low, spec.frac_bits, endpoint=True)))
-
-    score = spec.bounds["score"]
-    return Operator(
-        spec=spec,
-        longest=spec.max_tokens,
-        low=score.low,
-        high=score.high,
-        pipeline=lambda lanes: softmax_pipeline(spec, lanes),
-        golden=lambda row: softmax(row.elements, spec, row.params, row.mask).astype(np.int64),
-        trace=lambda row: softmax_trace(row.elements, spec, row.params, row.mask),
-        random_params=params,
-        params_of=lambda words, _: SoftmaxParams(frac=words[0]),
-        corners=lambda: [
-            (n, Row(np.asarray(x, np.int64), p, mask)) for n, x, mask, p in softmax_corners(spec)
-        ],
-        witnesses=lambda lanes: [Row(x, p) for _, x, p in softmax_witnesses(spec, lanes)],
-        masks=True,
-    )
-
-
-def _layernorm(spec: LayerNormSpec) -> Operator:
-    def params(rng: np.random.Generator, count: int) -> LayerNormParams:
-        gain = spec.gain_range
-        half = 1 << (spec.output_shift + spec.out_bits - 3)
-        return LayerNormParams(
-            zero_point=int(rng.integers(-(1 << (spec.in_bits - 1)), 1 << (spec.in_bits - 1))),
-            eps=1 << int(rng.integers(0, spec.eps_bits)),
-            point=int(rng.integers(spec.max_point // 2, min(13, spec.max_point + 1))),
-            shift=rng.integers(0, spec.max_shift, count, endpoint=True),
-            gain=rng.integers(gain.low, gain.high, count, endpoint=True),
-            offset=rng.integers(-half, half, count),
-        )
-
-    def cut(row: Row) -> LayerNormParams:
-        """The parameters of the row's channels: the unit counts what arrives."""
-        count = row.elements.shape[-1]
-        given: LayerNormParams = row.params
-        columns = {name: getattr(given, name)[:count] for name in ("shift", "gain", "offset")}
-        return replace(given, **columns)
-
-    def params_of(words: dict[int, int], count: int) -> LayerNormParams:
-        """The parameters that a row of ``count`` channels sees after these writes."""
-
-        def signed(value: int) -> int:
-            return value - (1 << 32) if value >> 31 else value
-
-        columns = {
-            name: np.array([signed(words[base | channel]) for channel in range(count)], np.int64)
-            for name, base in TABLE.items()
-        }
-        return LayerNormParams(
-            zero_point=signed(words[WORD["zero_point"]]),
-            point=words[WORD["point"]],
-            eps=words[WORD["eps_low"]] | words[WORD["eps_high"]] << 32,
-            **columns,
-        )
-
-    return Operator(
-        spec=spec,
-        longest=spec.max_channels,
-        low=-(1 << (spec.in_bits - 1)),
-        high=(1 << (spec.in_bits - 1)) - 1,
-        pipeline=lambda lanes: layernorm_pipeline(spec, lanes),
-        golden=lambda row: layernorm(row.elements, spec, cut(row)).astype(np.int64),
-        trace=lambda row: layernorm_trace(row.elements, spec, cut(row)),
-        random_params=params,
-        params_of=params_of,
-        corners=lambda: [(n, Row(x, p)) for n, x, p in layernorm_corners(spec)],
-        witnesses=lambda _: [Row(x, p) for _, x, p in layernorm_witnesses(spec)],
-        masks=False,
-    )
 
 
 def case_of(name: str, rows: Sequence[Row], op: Operator, lanes: int, **changes: Any) -> Case:
@@ -267,9 +138,9 @@ def corners(op: Operator, lanes: int, longest: int | None = None) -> Case:
     return case_of("corners", rows, op, lanes)
 
 
-def tables(op: Operator, lanes: int) -> Case:
+def tables(op: Operator, lanes: int, witnesses: list[Row]) -> Case:
     """A row for each entry of each look-up table that sees it off by one (``golden.witness``)."""
-    rows = [row for row in op.witnesses(lanes) if row.elements.size <= op.longest]
+    rows = [row for row in witnesses if row.elements.size <= op.longest]
     return case_of("tables", rows, op, lanes)
 
 
@@ -279,6 +150,7 @@ def buffer_full(op: Operator, lanes: int, seed: int) -> Case:
     length = min(PLAIN_LENGTH, op.longest)
     ring = 1 << (pipeline.max_beats + pipeline.slack - 1).bit_length()
     held = ring * len(pipeline.waits) + pipeline.latency(1)  # and the beats inside its pipelines
+    held = max(held, OUTPUT_DEPTH)
     rows = -(-2 * held // pipeline.beats(length))
     sent = _Maker(op, seed, length).rows([length] * rows)
     return case_of("buffer_full", sent, op, lanes, stall_out=Pattern(0.9), must_refuse=True)
@@ -364,5 +236,7 @@ def scenarios(
         cases.append(params_early(op, lanes, seed))
     cases.append(case_of("ready_late", mixed[:few], op, lanes, ready_late=True))
     cases.append(too_long(op, lanes, seed))
-    cases += [corners(op, lanes, corner_length), tables(op, lanes)]
+    cases.append(corners(op, lanes, corner_length))
+    if witnesses := op.witnesses(lanes):
+        cases.append(tables(op, lanes, witnesses))
     return cases

@@ -89,8 +89,9 @@ def pack(
 ) -> Beats:
     """Return the beats of rows whose elements stand one after the other in ``elements``."""
     places, starts, beats = _positions(lengths, lanes)
-    slots = np.zeros(beats * lanes, dtype="<i2" if slot == 2 else "i1")
+    slots = np.zeros(beats * lanes, dtype="<i8")
     slots[places] = elements
+    low_bytes = slots.view(np.uint8).reshape(-1, 8)[:, :slot]
     kept = np.zeros(beats * lanes, dtype=bool)
     kept[places] = True
     hidden = np.zeros(beats * lanes, dtype=bool)
@@ -100,7 +101,7 @@ def pack(
     last = np.zeros(beats, dtype=np.int64)
     last[[*(starts[1:] - 1), beats - 1]] = 1
     return Beats(
-        data=_integers(slots.tobytes(), lanes * slot),
+        data=_integers(low_bytes.tobytes(), lanes * slot),
         keep=_bits(keep_bits),
         last=last.tolist(),
         user=_bits(hidden.reshape(beats, lanes)),

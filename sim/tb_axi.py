@@ -58,7 +58,7 @@ async def readable(dut: Any) -> None:
     """Identity, lanes and every field of the spec."""
     bench, registers = await started(dut), JOB.unit.registers
     wanted = {"id": IDENTITY, "lanes": JOB.unit.lanes, "status": 0, "rows": 0}
-    wanted["operator"] = {"softmax": 1, "layernorm": 2}[JOB.unit.op]
+    wanted["operator"] = 1 + ("softmax", "layernorm", "gelu", "requant", "residual").index(JOB.unit.op)
     for name, value in JOB.unit.spec.items():
         wanted[f"spec_{name}"] = NAMES[value] if isinstance(value, str) else value
     for name, value in wanted.items():
@@ -70,7 +70,7 @@ async def refused(dut: Any) -> None:
     """Accesses that are wrong are answered with an error and do nothing."""
     bench, registers = await started(dut), JOB.unit.registers
     axil = bench.axil
-    parameter = "frac" if JOB.unit.op == "softmax" else "zero_point"
+    parameter = {"softmax": "frac", "gelu": "table"}.get(JOB.unit.op, "zero_point")
     assert await axil.read(registers[parameter]) == (0, SLVERR)
     assert await axil.read(0x3EFC) == (0, DECERR)
     assert await axil.write(0x3EFC, 1) == DECERR
@@ -78,9 +78,14 @@ async def refused(dut: Any) -> None:
     for strobe in (0x0, 0x1, 0x7, 0xE):
         assert await axil.write(registers[parameter], 0, strobe) == SLVERR
         assert await axil.write(registers["status"], 7, strobe) == SLVERR
-    if JOB.unit.op == "layernorm":
-        past = registers["shift"] + 4 * JOB.unit.spec["max_channels"]
-        assert await axil.write(past, 0) == DECERR
+    if JOB.unit.op in ("layernorm", "gelu"):
+        spec = JOB.unit.spec
+        first, entries = (
+            (registers["table"], 1 << spec["in_bits"])
+            if JOB.unit.op == "gelu"
+            else (registers["shift"], spec["max_channels"])
+        )
+        assert await axil.write(first + 4 * entries, 0) == DECERR
     assert await axil.read(registers["id"]) == (IDENTITY, OKAY)
 
 
@@ -135,7 +140,8 @@ async def repaired(dut: Any) -> None:
         assert (await send(bench, keep=(-1, hole)))[-1] == (1 << unit.out_slot) - 1
         assert await status(bench) == BAD_KEEP
     assert out_full in clean
-    bits = unit.spec["score_bits" if unit.op == "softmax" else "in_bits"]
+    bits = unit.spec[{"softmax": "score_bits", "requant": "acc_bits"}.get(unit.op, "in_bits")]
+    bits += unit.spec["acc_bits"] if unit.op == "residual" else 0
     if unit.in_slot * 8 > bits:
         await send(bench, data=(0, 1 << (unit.in_slot * 8 - 2)))
         assert await status(bench) == OUTSIDE

@@ -74,6 +74,11 @@ FAULTS = {
 CONTROL_FAULTS = {
     ("softmax", "a buffer that overflows"): (r"used != \d+'h(?:40|80|[1248]00)\b", "1'b1"),
     ("layernorm", "a buffer that overflows"): (r"used != \d+'h(?:40|80|[1248]00)\b", "1'b1"),
+    ("gelu", "a buffer that overflows"): (r"used != \d+'h10\b", "1'b1"),
+    ("gelu", "a bank that changes in mid-row"): (
+        r"opening \? current_bank : arriving_bank",
+        "current_bank",
+    ),
     ("layernorm", "a bank that is written in use"): (
         r"assign params__ready = &\(~\S+ \);",
         "assign params__ready = 1'b1;",

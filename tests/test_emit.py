@@ -13,7 +13,7 @@ import pytest
 
 from golden.layernorm import LayerNormSpec
 from golden.softmax import SoftmaxSpec
-from qvit_hw.generate import WAIVERS
+from qvit_hw.generate import DEFAULTS, WAIVERS, build_unit
 from rtl.axi import AxiLayerNorm, AxiSoftmax
 from rtl.emit import emit
 from sim.tools import find
@@ -112,6 +112,13 @@ def test_lint(op, lanes, verilog, tmp_path):
     for rule, count in found.items():
         per_lane, more = BUDGET[rule]
         assert count <= per_lane * lanes + more, (rule, count)
+
+
+@pytest.mark.parametrize("op", ["gelu", "requant", "residual"])
+def test_lint_of_the_stream_units(op, tmp_path):
+    for lanes in (1, 3):
+        text = build_unit(op, DEFAULTS[op], lanes).verilog
+        assert lint(text, op, tmp_path, waivers=True) == {}
 
 
 def test_lint_sees_a_fault(verilog, tmp_path):

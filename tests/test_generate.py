@@ -9,7 +9,10 @@ from dataclasses import asdict
 import pytest
 from report_samples import LAYERNORM, SOFTMAX, make_bundle
 
+from golden.gelu import GeluSpec
 from golden.layernorm import LayerNormSpec, layernorm_pipeline
+from golden.requant import RequantSpec
+from golden.residual import ResidualSpec
 from golden.softmax import SoftmaxSpec, softmax_pipeline
 from qvit_hw import generate
 from qvit_hw.errors import UserError
@@ -139,13 +142,32 @@ def test_one_operator_leaves_other_files_alone(tmp_path):
     assert (tmp_path / "mine.v").read_text() == "module mine; endmodule"
 
 
+def test_units_without_vectors_in_a_bundle(tmp_path):
+    for op, spec, registers in (
+        ("gelu", GeluSpec(), {"table": (0x4000, 8, 256)}),
+        ("requant", RequantSpec(), {"zero_point": (0, 8, 1), "shift": (0x8000, 6, 4096)}),
+        ("residual", ResidualSpec(), {"gain": (8, 24, 1), "out_shift": (0xC000, 2, 4096)}),
+    ):
+        assert generate.run(out=tmp_path / op, op=op, lanes=2) == 0
+        (unit,) = json.loads((tmp_path / op / "manifest.json").read_text())["units"]
+        assert (unit["op"], unit["spec"]) == (op, asdict(spec))
+        told = {r["name"]: (r["offset"], r["width"], r["words"]) for r in unit["registers"]}
+        assert registers.items() <= told.items()
+    bundle = make_bundle(tmp_path / "bundle")
+    with pytest.raises(UserError, match=r"^Operator 'gelu' is not there: found layernorm, softmax\.$"):
+        generate.run(out=tmp_path / "rtl", bundle=bundle, op="gelu")
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
     [
         ({"lanes": 0}, r"^Lanes must be from 1 to 32, not 0\.$"),
         ({"lanes": 33}, r"^Lanes must be from 1 to 32, not 33\.$"),
         ({"lanes": True}, r"^Lanes must be from 1 to 32, not True\.$"),
-        ({"op": "gelu"}, r"^Operator must be layernorm, softmax or all, not 'gelu'\.$"),
+        (
+            {"op": "mean"},
+            r"^Operator must be layernorm, softmax, gelu, requant, residual or all, not 'mean'\.$",
+        ),
     ],
 )
 def test_bad_options(options, part, tmp_path):

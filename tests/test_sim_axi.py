@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The AXI side of both tops: registers, repairs, and a second AXI implementation as the master."""
+"""The AXI side of the tops: registers, repairs, and a second AXI implementation as the master."""
 
 import numpy as np
 import pytest
 from sim_units import make_unit
 
+from golden.gelu import GeluSpec
 from golden.layernorm import LayerNormSpec
+from golden.residual import ResidualSpec
 from golden.softmax import SoftmaxSpec
 from sim.bench import JOB_VARIABLE
 from sim.job import Job
@@ -42,6 +44,15 @@ def run_all(unit, module, names, folder, lengths):
 
 
 def test_registers_and_repairs(unit, tmp_path):
+    names = ["readable", "refused", "channel_order", "late_response", "repaired"]
+    run_all(unit, "sim.tb_axi", names, tmp_path / "run", [15])
+
+
+@pytest.mark.parametrize(
+    ("op", "spec"), [("gelu", GeluSpec(in_bits=6)), ("residual", ResidualSpec(acc_bits=12))]
+)
+def test_registers_and_repairs_of_a_stream_unit(op, spec, tmp_path):
+    unit = make_unit(op, spec, 4, tmp_path)
     names = ["readable", "refused", "channel_order", "late_response", "repaired"]
     run_all(unit, "sim.tb_axi", names, tmp_path / "run", [15])
 

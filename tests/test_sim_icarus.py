@@ -5,7 +5,10 @@ import pytest
 from report_samples import make_bundle
 from sim_units import FAULTS, edit, make_unit, simulate
 
+from golden.gelu import GeluSpec
 from golden.layernorm import LayerNormSpec
+from golden.requant import RequantSpec
+from golden.residual import ResidualSpec
 from golden.softmax import SoftmaxSpec
 from qvit_hw import cli, generate
 from sim.scenarios import back_to_back, scenarios
@@ -19,11 +22,27 @@ UNITS = [
     ("layernorm", LayerNormSpec(max_channels=24, affine="shift", in_bits=10, out_bits=6), 3),
 ]
 
+STREAMS = [
+    ("gelu", GeluSpec(in_bits=6, out_bits=16), 8),
+    ("requant", RequantSpec(acc_bits=24, out_bits=4), 8),
+    ("residual", ResidualSpec(in_bits=16, max_shift=0, gain_bits=32), 8),
+]
+SHORT = ("no_stall", "stall_both_0.5", "params_early", "corners")
+"""Of a unit that keeps no row: the others are about rows that it keeps, or of thousands of elements."""
+
 
 @pytest.mark.parametrize(("op", "spec", "lanes"), UNITS, ids=lambda value: str(value)[:40])
 def test_scenarios(op, spec, lanes, tmp_path):
     unit = make_unit(op, spec, lanes, tmp_path)
     cases = [*scenarios(unit, rows=4, corner_length=16), back_to_back(unit, 8)]
+    simulate(unit, cases, tmp_path / "run", "icarus")
+
+
+@pytest.mark.parametrize(("op", "spec", "lanes"), STREAMS, ids=lambda value: str(value)[:40])
+def test_stream_units(op, spec, lanes, tmp_path):
+    unit = make_unit(op, spec, lanes, tmp_path)
+    cases = [case for case in scenarios(unit, rows=2) if case.name in SHORT]
+    assert len(cases) == len(SHORT)
     simulate(unit, cases, tmp_path / "run", "icarus")
 
 

@@ -11,6 +11,7 @@ from report_samples import make_bundle
 from safetensors.numpy import load_file
 from sim_units import CONTROL_FAULTS, FAULTS, edit, make_unit
 
+from golden.gelu import GeluSpec
 from golden.layernorm import LayerNormSpec
 from golden.softmax import SoftmaxSpec
 from qvit_hw import cli, generate, simulate
@@ -99,8 +100,12 @@ CONTROL_SCENARIOS = {"buffer_full", "params_overlap", "params_early", "ready_lat
 @pytest.mark.slow
 @pytest.mark.parametrize(("op", "fault"), CONTROL_FAULTS)
 def test_a_bug_of_control_is_seen_by_a_scenario(op, fault, tmp_path):
-    spec = SoftmaxSpec(max_tokens=200) if op == "softmax" else LayerNormSpec(max_channels=200)
-    unit = make_unit(op, spec, 8, tmp_path)
+    specs = {
+        "softmax": SoftmaxSpec(max_tokens=200),
+        "layernorm": LayerNormSpec(max_channels=200),
+        "gelu": GeluSpec(in_bits=6, out_bits=16),
+    }
+    unit = make_unit(op, specs[op], 8, tmp_path)
     text = unit.verilog.read_text()
     unit.verilog.write_text(edit(text, *CONTROL_FAULTS[op, fault], all_places=True))
     cases = [case for case in scenarios(unit, rows=6) if case.name in CONTROL_SCENARIOS]

@@ -159,8 +159,9 @@ def test_an_unknown_simulator():
 
 
 def test_an_unknown_operator():
-    with pytest.raises(ValueError, match=r"^Operator must be softmax or layernorm, not 'gelu'$"):
-        operator("gelu", {})
+    told = r"^Operator must be softmax, layernorm, gelu, requant or residual, not 'mean'$"
+    with pytest.raises(ValueError, match=told):
+        operator("mean", {})
 
 
 # -------------------------------------------------------------------------------------- streams
@@ -185,6 +186,17 @@ def test_beats_hold_the_rows(lanes, slot):
     assert framed[: lengths[0]].all()
     short, _ = unpack(beats.data[:1], beats.keep[:1], beats.last[:1], lengths, lanes, slot, True)
     assert short.tolist() == elements[: lengths[0]].tolist()
+
+
+@pytest.mark.parametrize(("lanes", "slot"), [(3, 5), (2, 7)])
+def test_wide_elements_lie_in_as_many_bytes(lanes, slot):
+    rng, bits = np.random.default_rng(1), 8 * slot
+    elements = rng.integers(-(1 << bits - 1), 1 << bits - 1, 2 * lanes + 1)
+    sent = pack(elements, np.array([elements.size]), lanes, slot)
+    word = sum(beat << at * lanes * bits for at, beat in enumerate(sent.data))
+    raw = [word >> at * bits & (1 << bits) - 1 for at in range(elements.size)]
+    assert [x - (x >> bits - 1 << bits) for x in raw] == elements.tolist()
+    assert not word >> elements.size * bits
 
 
 @pytest.mark.parametrize(("share", "burst"), [(0.1, 1), (0.5, 1), (0.9, 1), (0.5, 24)])
