@@ -4,7 +4,7 @@
 #   make demo      the embedded model from float to report, its test set on the accelerator, and the verdict
 #   make test      lint, then every test
 #   make lint      ruff and mypy
-#   make dinov2    the same as demo on a pretrained DINOv2 ViT-S/14 (97 MB of weights, a few minutes)
+#   make dinov2    the same as demo on a pretrained DINOv2 ViT-S/14 (97 MB of weights, ten minutes)
 #   make bench     size and frequency of the units, as a table
 #   make speed     time of float, calibrated and golden model, and of each golden operator
 #   make clean     removes what was built (not .venv; `make distclean` removes that too)

@@ -139,7 +139,7 @@ def _accelerator_verdict(console: Console, told: Mapping[str, Any]) -> None:
     speed = ""
     if told["cycles"] is not None:
         speed = (
-            f"; {told['cycles']:,.0f} cycles an image, {told['images_per_second']:,.0f} a second at "
+            f"; {told['cycles']:,.0f} cycles an image, {told['images_per_second']:,.1f} a second at "
             f"{told['clock_mhz']:g} MHz, {100 * told['utilisation']:.1f} % of the multipliers in use"
         )
     console.print(

@@ -197,7 +197,7 @@ def test_a_long_program_is_wide_and_small():
 
 def test_no_bar_vanishes_and_no_text_is_markup():
     picture = unit_timeline([Bar("stream", 5, 5, 'a "<b>"')], [Stretch("<i>", "<u>", 0, 10**9)], 10**9)
-    assert 'width="0.8"' in picture
+    assert 'width="1.2"' in picture
     assert "<b>" not in picture
     assert "<i>" not in picture
     assert "<u>" not in picture

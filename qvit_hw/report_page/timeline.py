@@ -21,8 +21,8 @@ LAYER_WIDTH = 44
 """Pixels for each layer, at least: long programs are wide, and scrolled."""
 TOP, LANE, GAP, BOTTOM = 40, 28, 8, 26
 HEIGHT = TOP + len(LANES) * (LANE + GAP) + BOTTOM
-THINNEST = 0.8
-"""Pixels: no bar may vanish."""
+THINNEST, SEAM = 1.2, 0.7
+"""Pixels: no bar may vanish; what one is narrower than it lasts, so that neighbours can be told apart."""
 CHARACTER = 6.2
 TICKS = 10
 
@@ -126,7 +126,7 @@ def _bars(bars: Sequence[Bar], scale: float) -> Iterator[str]:
         yield f'<g class="{unit}">'
         for bar in bars:
             if bar.unit == unit:
-                wide = max((bar.end - bar.begin) * scale, THINNEST)
+                wide = max((bar.end - bar.begin) * scale - SEAM, THINNEST)
                 yield (
                     f'<rect x="{bar.begin * scale:.1f}" y="{_top(unit)}" width="{wide:.1f}" '
                     f'height="{LANE}" data-t="{escape(bar.text)}"/>'
