@@ -22,13 +22,15 @@ from rich.console import Console
 from . import calibrate, generate, report, simulate
 from . import compile as compiler
 from . import run as accelerator
-from .errors import UserError
+from .errors import Unsupported
 from .models import check_name
 from .outputs import check_folder, made_folder
 
 __all__ = ["run"]
 
 CONFIG = "16x16"
+ALWAYS_RUN = ("digits", "dinov2")
+"""Models that the accelerator must run: here a refusal is an error and no remark."""
 TENSORS = 8
 """Images of which every tensor is compared; of the others the outputs."""
 
@@ -54,7 +56,9 @@ def _steps(model: str, out: Path) -> int:
     def compiled() -> int:
         try:
             return compiler.run(bundle=bundle, config=CONFIG, fit=True, out=program)
-        except UserError as error:
+        except Unsupported as error:
+            if model in ALWAYS_RUN:
+                raise
             notes.append(f"The network did not run on the accelerator: {error}")
             console.print(notes[-1], markup=False)
             return 0

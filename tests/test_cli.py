@@ -18,7 +18,7 @@ from report_samples import make_bundle, make_results
 from safetensors.numpy import load_file, save_file
 
 from qvit_hw import cli
-from qvit_hw.errors import MissingTool, UserError
+from qvit_hw.errors import MissingTool, Unsupported, UserError
 
 COMMANDS = (
     *("calibrate", "evaluate", "export", "generate", "simulate", "report"),
@@ -464,7 +464,8 @@ def chain(monkeypatch, bundle):
             def run(**options):
                 calls.append(name)
                 if name == fail:
-                    raise UserError(f"{name} has no luck.")
+                    kind = Unsupported if name == "compile" else UserError
+                    raise kind(f"{name} has no luck.")
                 make(**options)
                 return int({"simulate": flip, "run": wrong}.get(name) is not None)
 
@@ -548,12 +549,19 @@ def test_an_image_that_differs_in_the_demo_still_gets_its_report(chain, tmp_path
 @pytest.mark.parametrize(("flip", "status"), [(None, 0), ("blocks.0.attn", cli.MISMATCH)])
 def test_a_network_that_the_accelerator_cannot_run_is_told(chain, tmp_path, capsys, flip, status):
     calls = chain(flip=flip, fail="compile")
-    assert cli.invoke(["demo", "--out", str(tmp_path / "demo")]) == status
+    command = ["demo", "--model", "swin_tiny_patch4_window7_224", "--out", str(tmp_path / "demo")]
+    assert cli.invoke(command) == status
     assert calls == ["calibrate", "generate", "simulate", "compile"]
     sentence = "The network did not run on the accelerator: compile has no luck."
     assert sentence in " ".join(capsys.readouterr().out.split())
     assert sentence in (tmp_path / "demo" / "report.html").read_text()
     assert json.loads((tmp_path / "demo" / "report.json").read_text())["accelerator"] is None
+
+
+def test_digits_that_the_accelerator_does_not_run_are_no_success(chain, tmp_path, capsys):
+    chain(fail="compile")
+    assert cli.invoke(["demo", "--out", str(tmp_path / "demo")]) == cli.BAD_INPUT
+    assert "error: compile has no luck." in capsys.readouterr().err
 
 
 def test_the_demo_stops_at_the_first_step_that_fails(chain, tmp_path, capsys):

@@ -15,8 +15,8 @@ from evaluation_samples import pictures, sample
 from qvit_hw.errors import UserError
 from qvit_hw.evaluation import Difference, Share, decibel, document
 from qvit_hw.evaluation_page import JSON, PAGE, percent, render, write_page
-from qvit_hw.report_page.pictures import thumbnail
 from qvit_hw.report_page.charts import Band, Point, depth_chart, disagreement_chart
+from qvit_hw.report_page.pictures import thumbnail
 
 # --------------------------------------------------------------------------------------- statistics
 

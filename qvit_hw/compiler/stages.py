@@ -16,7 +16,7 @@ from golden.accelerator import AcceleratorSpec
 from golden.bounds import Interval
 from golden.node import IMAGE, Node
 from golden.vit import VitModel
-from qvit_hw.errors import UserError
+from qvit_hw.errors import Unsupported
 
 __all__ = ["Attention", "Mlp", "Network", "check_numbers", "patch_bias", "recognise"]
 
@@ -106,7 +106,7 @@ class Network:
 
 
 def _refuse(node: Node, why: str) -> NoReturn:
-    raise UserError(f"Node {node.name!r} cannot run on the accelerator: {why}.")
+    raise Unsupported(f"Node {node.name!r} cannot run on the accelerator: {why}.")
 
 
 class _Walk:
@@ -122,7 +122,7 @@ class _Walk:
     def take(self, op: str, *inputs: Node | str) -> Node:
         """The next node, which must be ``op`` of these inputs."""
         if self.place == len(self.nodes):
-            raise UserError(f"Network must go on with {op}, not end with {self.nodes[-1].name!r}.")
+            raise Unsupported(f"Network must go on with {op}, not end with {self.nodes[-1].name!r}.")
         node, wanted = (
             self.nodes[self.place],
             tuple(x if isinstance(x, str) else x.name for x in inputs),
@@ -139,7 +139,7 @@ class _Walk:
 
 
 def recognise(model: VitModel) -> Network:
-    """The network's stages; UserError, with the node's name, for one that the accelerator cannot run."""
+    """The network's stages; Unsupported, with the node's name, for one that the accelerator cannot run."""
     walk = _Walk(model)
     patch_embed = walk.take("patch_embed", IMAGE)
     x = embed = walk.take("embed", patch_embed)
@@ -200,7 +200,7 @@ _FIT = " (--fit takes it from the bundle)"
 
 
 def check_numbers(network: Network, spec: AcceleratorSpec) -> None:
-    """UserError, with the node's name, where a node has wider numbers or other units than the accelerator."""
+    """Unsupported, with the node's name, where one has wider numbers or other units than the accelerator."""
     for node in network.nodes():
         if node.op in ("layernorm", "softmax"):
             _same(node, node.spec, getattr(spec, node.op))
