@@ -2,13 +2,15 @@
 """Size of the accelerator by unit with open tools: ``python benchmarks/accelerator_size.py``.
 
 Yosys' ``synth_xilinx -family xcup`` and ``synth_ecp5``, the hierarchy kept so that the cells of each unit can
-be counted. A latch anywhere ends it with an error. Nothing is placed or routed.
+be counted. A latch anywhere ends it with an error. Nothing is placed or routed. LUT includes those that are
+RAM or shift registers, which also have a column of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -18,7 +20,6 @@ from typing import Any
 from amaranth.back import rtlil
 from pyosys import libyosys
 from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,9 +29,17 @@ from rtl.accelerator import Accelerator
 
 SCRIPTS = {
     "xcup": "synth_xilinx -family xcup -top top -noiopad -noclkbuf",
-    "ecp5": "synth_ecp5 -top top",
+    "ecp5": "synth_ecp5 -top top -noflatten",
 }
-LATCHES = ("LDCE", "LDPE", "$_DLATCH_P_", "$_DLATCH_N_", "$dlatch", "$adlatch")
+
+
+def latches(design: Any, folder: Path) -> str:
+    """The latches of a design, before anything is mapped: ECP5 has none and gets loops of LUTs instead."""
+    libyosys.run_pass(f"tee -q -o {folder / 'proc.log'} proc", design)
+    kinds = "t:$dlatch t:$adlatch t:$dlatchsr t:$sr t:$_DLATCH* t:$_SR_*"
+    libyosys.run_pass(f"tee -q -o {folder / 'latches'} select -list {kinds}", design)
+    lines = (folder / "latches").read_text().splitlines()
+    return "\n".join(line for line in lines if line and not line.startswith("--"))
 
 
 def modules(spec: AcceleratorSpec, target: str, folder: Path) -> dict[str, Any]:
@@ -38,16 +47,18 @@ def modules(spec: AcceleratorSpec, target: str, folder: Path) -> dict[str, Any]:
     top = Accelerator(spec, port_bits=PORT_BITS[target])
     (folder / "top.il").write_text(rtlil.convert(top, name="top", emit_src=False))
     design = libyosys.Design()
+    libyosys.run_pass(f"tee -q -o {folder / 'read.log'} read_rtlil {folder / 'top.il'}", design)
+    if found := latches(design, folder):
+        raise SystemExit(f"latches: {found}")
     for name, line in (
-        ("read.log", f"read_rtlil {folder / 'top.il'}"),
         # Amaranth names fields like bits (`\\x[0]`), names that Yosys gives to bits of its own.
         ("names.log", "rename -hide w:*"),
         ("synth.log", SCRIPTS[target]),
         ("stat.json", "stat -json"),
     ):
         libyosys.run_pass(f"tee -q -o {folder / name} {line}", design)
-    found: dict[str, Any] = json.loads((folder / "stat.json").read_text())["modules"]
-    return found
+    statistics: dict[str, Any] = json.loads((folder / "stat.json").read_text())["modules"]
+    return statistics
 
 
 def totals(found: dict[str, Any], module: str) -> Counter[str]:
@@ -63,21 +74,34 @@ def totals(found: dict[str, Any], module: str) -> Counter[str]:
     return count
 
 
+def by_unit(found: dict[str, Any]) -> dict[str, Counter[str]]:
+    """Cells of each unit, of the memories between them, and of all, which is the sum."""
+    names = {name.strip("\\"): name for name in found}
+    paths = [name for name in names if re.fullmatch(r"top\.(core\.)?\w+", name) and name != "top.core"]
+    rows = {name.split(".")[-1]: totals(found, names[name]) for name in sorted(paths)}
+    everything = totals(found, names["top"])
+    rest = Counter(everything)
+    for count in rows.values():
+        rest.subtract(count)
+    return {**rows, "memories": rest, "total": everything}
+
+
 def figures(target: str, count: Counter[str]) -> dict[str, float]:
-    """LUT, FF, DSP and BRAM of some cells."""
-    if latches := {name: count[name] for name in LATCHES if count[name]}:
-        raise SystemExit(f"latches: {latches}")
+    """LUT, those of them that are RAM, FF, DSP and BRAM of some cells."""
     if target == "xcup":
         ram = sum(count[name] * luts for name, luts in LUTS_OF_RAM.items())
         ram += sum(n for name, n in count.items() if name.startswith("SRL"))
         return {
             "LUT": sum(count[f"LUT{n}"] for n in range(1, 7)) + count["INV"] + ram,
+            "of which RAM": ram,
             "FF": sum(n for name, n in count.items() if name.startswith("FD")),
             "DSP": count["DSP48E2"],
             "BRAM": (count["RAMB18E2"] + 2 * count["RAMB36E2"]) / 2,
         }
+    ram = 4 * count["TRELLIS_DPR16X4"]
     return {
-        "LUT": count["LUT4"] + 2 * count["CCU2C"] + 4 * count["TRELLIS_DPR16X4"],
+        "LUT": count["LUT4"] + 2 * count["CCU2C"] + ram,
+        "of which RAM": ram,
         "FF": count["TRELLIS_FF"],
         "DSP": count["MULT18X18D"],
         "BRAM": count["DP16KD"],
@@ -93,16 +117,13 @@ def main() -> None:
     for target in options.target:
         with tempfile.TemporaryDirectory() as folder, console.status(f"{target}: {options.config}"):
             found = modules(PRESETS[options.config], target, Path(folder))
-        names = [name for name in found if name.strip("\\").count(".") in (1, 2)]
-        table = Table(title=f"{options.config} for {target}")
-        for title in ("unit", "LUT", "FF", "DSP", "BRAM"):
-            table.add_column(title, justify="left" if title == "unit" else "right")
-        top = next(name for name in found if name.strip("\\") == "top")
-        for name in [*sorted(names), top]:
-            row = figures(target, totals(found, name))
-            shown = name.strip("\\").removeprefix("top.")
-            table.add_row(shown, *(f"{value:g}" for value in row.values()))
-        console.print(table)
+        rows = by_unit(found)
+        titles = list(figures(target, rows["total"]))
+        console.print(f"\n{options.config} for {target}\n", highlight=False)
+        console.print("| unit | " + " | ".join(titles) + " |\n|---|" + "---:|" * len(titles))
+        for unit, count in rows.items():
+            cells = (f"{value:g}" for value in figures(target, count).values())
+            console.print(f"| {unit} | " + " | ".join(cells) + " |", highlight=False)
 
 
 if __name__ == "__main__":

@@ -84,8 +84,8 @@ class Core(wiring.Component):
         m = Module()
         spec = self._spec
         m.submodules.sequencer = sequencer = Sequencer(spec)
-        m.submodules.array = array = MatrixEngine(spec)
-        m.submodules.drain = drain = Drain(spec)
+        m.submodules.array = array = MatrixEngine(spec, port_bits=self._port_bits)
+        m.submodules.drain = drain = Drain(spec, port_bits=self._port_bits)
         norm = PtfLayerNorm(spec.layernorm, lanes=spec.size, port_bits=self._port_bits)
         m.submodules.layernorm = layernorm = RowMover(norm, field="code")
         m.submodules.softmax = softmax = RowMover(

@@ -47,14 +47,16 @@ def _pieces(value: Value, port_bits: int) -> list[tuple[int, Value]]:
 def product(m: Module, a: Value, b: Value, name: str, *, port_bits: int = CHUNK + 1) -> Value:
     """``a * b`` in 2 cycles: products that fit one multiplier each, then their sum.
 
-    A multiplier has a port of 18 bits and one of ``port_bits``, sign included. Where one product is
-    enough the second cycle is a plain register, which a DSP slice takes in.
+    A multiplier has a port of 18 bits and one of ``port_bits``, sign included; of the two ways to assign
+    them the one with fewer products is taken. Where one product is enough the second cycle is a plain
+    register, which a DSP slice takes in.
     """
-    narrow = CHUNK + 1
-    wide_b = len(_pieces(a, narrow)) == 1
+    ports = ((CHUNK + 1, port_bits), (port_bits, CHUNK + 1))
+    ways = [(_pieces(a, for_a), _pieces(b, for_b)) for for_a, for_b in ports]
+    lefts, rights = min(ways, key=lambda way: len(way[0]) * len(way[1]))
     parts = []
-    for low, left in _pieces(a, narrow if wide_b else port_bits):
-        for high, right in _pieces(b, port_bits if wide_b else narrow):
+    for low, left in lefts:
+        for high, right in rights:
             value = left * right
             part = Signal(value.shape(), name=f"{name}_part_{low}_{high}")
             m.d.sync += part.eq(value)

@@ -85,6 +85,8 @@ class Drain(wiring.Component):
     ----------
     spec : AcceleratorSpec
         Lanes, width of the stream, width of the GELU table's input.
+    port_bits : int
+        As of :func:`rtl.arith.product`: nothing but the number of multipliers depends on it.
 
     Latency: ``latency`` cycles from sums to their result, whatever becomes of them; a token a cycle.
 
@@ -110,8 +112,8 @@ class Drain(wiring.Component):
 
     latency = 15
 
-    def __init__(self, spec: AcceleratorSpec) -> None:
-        self._spec = spec
+    def __init__(self, spec: AcceleratorSpec, *, port_bits: int = 27) -> None:
+        self._spec, self._port_bits = spec, port_bits
         super().__init__(
             {
                 "load": In(stream.Signature(parameters_layout(spec))),
@@ -161,17 +163,17 @@ class Drain(wiring.Component):
             acc = Signal(signed(32), name=f"acc_{lane}", reset_less=True)
             m.d.sync += acc.eq(sums[lane] + own.bias)  # 2
             m.d.comb += self.biased.acc[lane].eq(acc)
-            kept = product(m, x, gain, f"kept_{lane}")  # 7
+            kept = product(m, x, gain, f"kept_{lane}", port_bits=self._port_bits)  # 7
             operand = carried(m, acc, 3, f"operand_{lane}")  # 5
             multiplier = carried(m, own.multiplier, 4, f"multiplier_{lane}")
-            branch = product(m, operand, multiplier, f"branch_{lane}")  # 7
+            branch = product(m, operand, multiplier, f"branch_{lane}", port_bits=self._port_bits)  # 7
             total = Signal(signed(max(len(x) + 32, 32 + 24) + 1), name=f"total_{lane}", reset_less=True)
             m.d.sync += total.eq(kept + branch)  # 8
-            # One more bit below the point: rs(T, n) = floor(T / 2**n) + the bit shifted out last.
+            # One more bit below the point, h = floor(T / 2**(n - 1)): rs(T, n) + z = floor((h + 1 + 2 z) / 2).
             double, shift = Cat(Const(0, 1), total), carried(m, own.shift, 7, f"shift_{lane}")
             halves = floor_shift(m, double, shift, f"halves_{lane}")  # 11
             moved = Signal(signed(len(total) + 1), name=f"moved_{lane}", reset_less=True)
-            m.d.sync += moved.eq((halves >> 1) + halves[0] + zero_out)  # 12
+            m.d.sync += moved.eq((halves + Cat(Const(1, 1), zero_out).as_signed())[1:].as_signed())  # 12
             y = self._clamped(m, moved, beyond, f"y_{lane}")  # 13
             code = self._table(m, y, lane)  # 14
             plain = carried(m, y, 1, f"plain_{lane}")
@@ -241,7 +243,8 @@ class Drain(wiring.Component):
     def _table(self, m: Module, y: Value, lane: int) -> Value:
         """GELU of ``y``, a cycle later."""
         bits = self._spec.gelu_bits
-        table = Memory(shape=signed(8), depth=1 << bits, init=[])
+        # By themselves tools make it of LUTs: 64 a lane, and twice as many for 9 bits.
+        table = Memory(shape=signed(8), depth=1 << bits, init=[], attrs={"ram_style": "block"})
         m.submodules[f"table_{lane}"] = table
         writer, reader = table.write_port(), table.read_port()
         m.d.comb += [

@@ -3,6 +3,12 @@
 
 A *pass* holds a tile of L inputs x L outputs while tokens go by, one a cycle; see ``docs/accelerator.md``
 for what a program makes of it and :mod:`golden.matrix_cycles` for its cycles.
+
+**Two products a multiplier.** A port of 27 bits takes the weights of two columns, w1 * 2**18 + w0. Times x
+and with 2**17 added (a constant, which a DSP slice adds), the product has w1 * x in its upper 18 bits and
+w0 * x + 2**17 in its lower ones, with no borrow between them as long as w * x fits 18 bits: x up to 2**10,
+where codes end at 2**7. A softmax code, which means a power of two up to 2**22, is therefore split into
+x = 2**(s mod 11) and s div 11, by which the products are shifted behind the multiplier.
 """
 
 from __future__ import annotations
@@ -15,11 +21,20 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from golden.accelerator import AcceleratorSpec
+from golden.fixedpoint import integer
 from golden.matrix_cycles import MatrixArray
 from rtl.arith import carried
 from rtl.row import delayed
 
 __all__ = ["MatrixEngine", "pass_layout", "read_signature", "sums_signature", "tile_layout"]
+
+PACKING_PORT = 27
+"""Bits of a multiplier's port that take the weights of two columns."""
+FIELD = 18
+"""Bits of each of two products in one; also of a multiplier's other port."""
+Shifts = list[tuple[int, Value]]
+"""Ways to the left, and the flag of each."""
+
 
 def tile_layout(spec: AcceleratorSpec) -> data.StructLayout:
     """A word of a tile: its column, or with ``row`` its row; ``last`` with the L-th."""
@@ -33,7 +48,7 @@ def pass_layout() -> data.StructLayout:
 
 
 def read_signature(spec: AcceleratorSpec) -> wiring.Signature:
-    """Reading source words, each a cycle after its address."""
+    """Reading source words, each a cycle after its address: codes of 8 bits or powers of two."""
     word = data.ArrayLayout(signed(spec.operand_bits), spec.size)
     address = {"en": Out(1), "source": Out(2), "even": Out(1), "odd": Out(1), "address": Out(16)}
     return wiring.Signature({**address, "word": In(word)})
@@ -53,6 +68,9 @@ class MatrixEngine(wiring.Component):
     ----------
     spec : AcceleratorSpec
         Edge of the array, width of its operands, words and width of the accumulators.
+    port_bits : int
+        Wider port of the target's multipliers, 18 to 27; from 27 on one makes the products of two columns.
+        Neither a result nor a cycle depends on it.
 
     A pass takes ``tokens`` cycles (at least 1) and the next one follows without a gap if its tile is there.
     A tile is loaded from the third cycle of the pass before on, so that passes are L + 2 cycles apart or
@@ -80,8 +98,9 @@ class MatrixEngine(wiring.Component):
         on ``sums``.
     """
 
-    def __init__(self, spec: AcceleratorSpec) -> None:
+    def __init__(self, spec: AcceleratorSpec, *, port_bits: int = PACKING_PORT) -> None:
         self._spec = spec
+        self._packed = integer(port_bits, "Multiplier port width", FIELD, PACKING_PORT) == PACKING_PORT
         acc = data.ArrayLayout(signed(spec.acc_bits), spec.size)
         put = {"valid": Out(1), "token": Out(range(spec.max_tokens)), "acc": Out(acc)}
         super().__init__(
@@ -110,15 +129,10 @@ class MatrixEngine(wiring.Component):
         copy = Signal()  # the shadow tile becomes the working one
         shadow, full = self._load(m, copy)
         passing = self._issue(m, full, copy)
-        # Data path, in cycles after the address: 1 word, 2 operand, 3 the multipliers' ports.
-        operand = carried(m, self.read.word, 2, "operand")
+        # Data path, in cycles after the address: 1 word, 2 word, 3 the multipliers' ports, 4 products.
         m.d.comb += copy.eq(delayed(m, passing.valid & passing.opening, 2, "copy"))
-        dots = []
-        for column, tile in enumerate(shadow):
-            weights = Signal.like(tile, name=f"weights_{column}", reset_less=True)
-            with m.If(copy):
-                m.d.sync += weights.eq(tile)
-            dots.append(self._dot(m, operand, weights, f"sum_{column}"))
+        products = self._products(m, self._operands(m), shadow, copy)
+        dots = [self._sum(m, column, f"sum_{index}") for index, column in enumerate(products)]
         self._accumulate(m, dots, passing)
         return m
 
@@ -177,20 +191,75 @@ class MatrixEngine(wiring.Component):
             ]
         return passing
 
-    def _dot(self, m: Module, operand: Any, weights: Any, name: str) -> Value:
-        """Dot product of the operands and a column of the working tile: products, then a tree of sums."""
-        values: list[Value] = [operand[row] * weights[row] for row in range(self._spec.size)]
+    def _operands(self, m: Module) -> list[tuple[Signal, Shifts]]:
+        """Each row's operand, and how far its products go left: (bits, a flag in the cycle after it)."""
+        step = FIELD - 7 if self._packed else FIELD - 1  # powers below 2**step fit
+        operands = []
+        for row, word in enumerate(carried(m, self.read.word, 1, "word")):
+            operand = Signal(signed(step + 1), name=f"operand_{row}", reset_less=True)
+            power, shifts = word, []
+            for low in range(step, len(word) - 1, step):
+                part = word[low : min(low + step, len(word) - 1)]
+                far = part.any() & ~word[-1]  # in negative codes these bits are all set
+                power = Mux(far, part, power)
+                shifts.append((low, carried(m, far, 2, f"far_{row}_{low}")))
+            m.d.sync += operand.eq(power)
+            operands.append((operand, shifts))
+        return operands
+
+    def _products(
+        self, m: Module, operands: list[tuple[Signal, Shifts]], shadow: list[Any], copy: Value
+    ) -> list[list[Value]]:
+        """The products of each column, a cycle after the operands; the working tile."""
+        together = 2 if self._packed else 1
+        products: list[list[Value]] = []
+        for first in range(0, len(shadow), together):
+            tile = shadow[first : first + together]
+            # 32 bits and not 27: simulators take such an element in one step.
+            layout = data.ArrayLayout(signed(32 if self._packed else 8), len(operands))
+            weights = Signal(layout, name=f"weights_{first}", reset_less=True)
+            with m.If(copy):
+                for row, each in enumerate(zip(*tile, strict=True)):
+                    m.d.sync += weights[row].eq(each[0] + (each[1] << FIELD) if self._packed else each[0])
+            columns: list[list[Value]] = [[] for _ in range(together)]
+            for row, (operand, shifts) in enumerate(operands):
+                held = weights[row][:PACKING_PORT].as_signed() if self._packed else weights[row]
+                fields = self._multiplied(m, held, operand, f"product_{first}_{row}")
+                for column, field in zip(columns, fields, strict=True):
+                    column.append(self._shifted(field, shifts))
+            products += columns
+        return products
+
+    def _multiplied(self, m: Module, weights: Signal, operand: Signal, name: str) -> list[Value]:
+        """A multiplier's one or two products."""
+        if not self._packed:
+            product = Signal(signed(len(weights) + len(operand) - 1), name=name, reset_less=True)
+            m.d.sync += product.eq(weights * operand)
+            return [product]
+        half = 1 << (FIELD - 1)
+        both = Signal(2 * FIELD, name=name, reset_less=True)
+        m.d.sync += both.eq(weights * operand + half)
+        return [(both[:FIELD] ^ half).as_signed(), both[FIELD:].as_signed()]
+
+    def _shifted(self, product: Value, shifts: Shifts) -> Value:
+        """A product moved left; as wide as the largest, of two codes or a weight and a power."""
+        value = product
+        for low, flag in shifts:
+            value = Mux(flag, product << low, value)
+        return value[: max(16, 8 + self._spec.attend.top)].as_signed()
+
+    def _sum(self, m: Module, values: list[Value], name: str) -> Value:
+        """Their sum: a tree of adders, a register after each level."""
         level = 0
-        while True:
-            registers = []
-            for index, value in enumerate(values):
-                register = Signal(value.shape(), name=f"{name}_{level}_{index}", reset_less=True)
-                m.d.sync += register.eq(value)
-                registers.append(register)
-            if len(registers) == 1:
-                return registers[0]
-            values = [a + b for a, b in zip(registers[::2], registers[1::2], strict=True)]
+        while len(values) > 1:
             level += 1
+            registers = []
+            for index, (a, b) in enumerate(zip(values[::2], values[1::2], strict=True)):
+                register = Signal((a + b).shape(), name=f"{name}_{level}_{index}", reset_less=True)
+                m.d.sync += register.eq(a + b)
+                registers.append(register)
+            values = list(registers)
+        return values[0]
 
     def _accumulate(self, m: Module, dots: list[Value], passing: Any) -> None:
         """Add to the partial sums; results of a last pass leave instead of being written."""

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from amaranth.back import rtlil
 from amaranth.hdl import Elaboratable, Module, Shape, Signal, Value, signed, unsigned
 from amaranth.sim import Simulator
 
@@ -73,6 +75,23 @@ def test_product(b_shape: Shape, port_bits: int) -> None:
     pairs += zip(rng.integers(-2048, 2048, 200).tolist(), rng.integers(low, high, 200).tolist(), strict=False)
     bench = Bench([signed(12), b_shape], lambda m, a, b: product(m, a, b, "p", port_bits=port_bits))
     assert run(bench, pairs, 2) == [(a * b,) for a, b in pairs]
+
+
+@pytest.mark.parametrize(("port_bits", "products"), [(18, 4), (27, 2)])
+def test_product_takes_the_wide_port_where_it_saves_most(port_bits: int, products: int) -> None:
+    """32 x 24 bits: 17 + 15 by 25 with the sign, not 17 + 15 by 17 + 7."""
+    m = Module()
+    product(m, Signal(signed(32)), Signal(24), "p", port_bits=port_bits)
+    text = rtlil.convert(m, ports=[])
+    assert len(set(re.findall(r"p_part_\d+_\d+", text))) == products
+
+
+@pytest.mark.parametrize(("a", "b"), [(-(1 << 31), (1 << 24) - 1), ((1 << 31) - 1, 1), (-1, 1 << 23)])
+@pytest.mark.parametrize("port_bits", [18, 27])
+def test_product_of_two_wide_factors(a: int, b: int, port_bits: int) -> None:
+    shapes = [signed(32), unsigned(24)]
+    bench = Bench(shapes, lambda m, a, b: product(m, a, b, "p", port_bits=port_bits))
+    assert run(bench, [(a, b)], 2) == [(a * b,)]
 
 
 @pytest.mark.parametrize(("width", "keep"), [(44, 16), (18, 20), (34, 19), (56, 16), (16, 16)])

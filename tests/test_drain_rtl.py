@@ -83,9 +83,11 @@ class Seen:
     busy: list[int] = field(default_factory=list)
 
 
-def run(unit: AcceleratorSpec, blocks: Sequence[Block], table: Ints | None = None) -> Seen:
+def run(
+    unit: AcceleratorSpec, blocks: Sequence[Block], table: Ints | None = None, *, port_bits: int = 27
+) -> Seen:
     """Each block's sums as soon as its parameters are there, a token a cycle."""
-    drain, seen, rng = Drain(unit), Seen(), np.random.default_rng(3)
+    drain, seen, rng = Drain(unit, port_bits=port_bits), Seen(), np.random.default_rng(3)
     memory: dict[int, list[int]] = {}
 
     async def load(ctx: Any) -> None:
@@ -154,9 +156,11 @@ def run(unit: AcceleratorSpec, blocks: Sequence[Block], table: Ints | None = Non
     return seen
 
 
-def check(unit: AcceleratorSpec, blocks: Sequence[Block], table: Ints | None = None) -> Seen:
+def check(
+    unit: AcceleratorSpec, blocks: Sequence[Block], table: Ints | None = None, *, port_bits: int = 27
+) -> Seen:
     """Values, places, latency and busy cycles of a run."""
-    seen = run(unit, blocks, table)
+    seen = run(unit, blocks, table, port_bits=port_bits)
     results = iter(seen.results)
     for number, block in enumerate(blocks):
         codes = block.expected(np.zeros(1, np.int64) if table is None else table)
@@ -191,10 +195,12 @@ def random_block(rng: np.random.Generator, unit: AcceleratorSpec, tokens: int, *
     return replace(block, **fixed)
 
 
+@pytest.mark.parametrize("port_bits", [18, 27])
 @pytest.mark.parametrize("stream_bits", [8, 12, 16])
-def test_random_blocks(stream_bits: int) -> None:
+def test_random_blocks(stream_bits: int, port_bits: int) -> None:
     rng, unit = np.random.default_rng(stream_bits), spec(stream_bits)
-    check(unit, [random_block(rng, unit, tokens) for tokens in rng.integers(1, 21, 60).tolist()])
+    blocks = [random_block(rng, unit, tokens) for tokens in rng.integers(1, 21, 60).tolist()]
+    check(unit, blocks, port_bits=port_bits)
 
 
 def test_blocks_follow_without_a_gap() -> None:
@@ -254,10 +260,11 @@ def residual_blocks(bits: int) -> tuple[list[Block], Ints]:
     return blocks, np.concatenate(wanted)
 
 
+@pytest.mark.parametrize("port_bits", [18, 27])
 @pytest.mark.parametrize("bits", [8, 16])
-def test_residual_corners(bits: int) -> None:
+def test_residual_corners(bits: int, port_bits: int) -> None:
     blocks, wanted = residual_blocks(bits)
-    seen = check(spec(bits), blocks)
+    seen = check(spec(bits), blocks, port_bits=port_bits)
     assert [y for *_, y in seen.results] == wanted.tolist()
 
 

@@ -32,8 +32,12 @@ SPEC = AcceleratorSpec(
     layernorm=LayerNormSpec(max_channels=64),
     softmax=SoftmaxSpec(max_tokens=32),
 )
+DEEP = replace(SPEC, softmax=SoftmaxSpec(max_tokens=32, code_bits=5))
+"""Powers up to 2**22: split at the multipliers of either kind, in three and in two."""
 TOP = 1 << SPEC.attend.top
 """The largest operand: a code of 0."""
+PORTS = (18, 27)
+"""Of multipliers that make one product, and two."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,13 @@ def run(
     gap: float = 0.0,
     puts: Iterable[tuple[int, Sequence[int]]] = (),
     spec: AcceleratorSpec = SPEC,
+    port_bits: int = 27,
 ) -> Seen:
     """Passes over ``memory`` [source, address, input], each as early as the engine takes it.
 
     ``gap``: chance of a cycle without a word for the tile. ``puts`` come before everything.
     """
-    engine, seen, rng = MatrixEngine(spec), Seen(), np.random.default_rng(7)
+    engine, seen, rng = MatrixEngine(spec, port_bits=port_bits), Seen(), np.random.default_rng(7)
 
     async def load(ctx: Any) -> None:
         for each in passes:
@@ -201,11 +206,15 @@ def memory(rng: np.random.Generator) -> Ints:
     return words
 
 
+@pytest.mark.parametrize("port_bits", PORTS)
 @pytest.mark.parametrize("gap", [0.0, 0.5])
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 6, 7, 20])
-def test_products(rng: np.random.Generator, memory: Ints, tokens: int, gap: float) -> None:
+def test_products(
+    rng: np.random.Generator, memory: Ints, tokens: int, gap: float, port_bits: int
+) -> None:
     products = ((3, 2, tokens), (1, 2, tokens), (2, 1, 21 - tokens))
-    check([each for shape in products for each in layer(rng, *shape)], memory, gap=gap)
+    passes = [each for shape in products for each in layer(rng, *shape)]
+    check(passes, memory, gap=gap, port_bits=port_bits)
 
 
 @pytest.mark.parametrize("tokens", [SIZE + 2, 9, 20])
@@ -230,11 +239,55 @@ def test_sums_put_and_resumed(rng: np.random.Generator, memory: Ints) -> None:
     check(layer(rng, 2, 1, 6, resume=True), memory, puts=puts)
 
 
+OPERANDS = (-128, -127, -1, 0, 1, 127, *(1 << shift for shift in range(23)))
+WEIGHTS = (-128, -127, -1, 0, 1, 127)
+
+
+def corner_passes(operands: Sequence[int]) -> tuple[list[Pass], Ints]:
+    """Each operand alone in a word, in turn in each row, by each pair of weights in neighbouring columns."""
+    pairs = [[lower, upper] * (SIZE // 2) for lower in WEIGHTS for upper in WEIGHTS]
+    words = np.zeros((len(operands), SIZE), np.int64)
+    words[range(len(operands)), np.arange(len(operands)) % SIZE] = operands
+    memory = np.zeros((3, 64, SIZE), np.int64)
+    memory[0, : len(operands)] = words
+    return [Pass(np.array([pair] * SIZE), 0, len(operands)) for pair in pairs], memory
+
+
+@pytest.mark.parametrize("port_bits", PORTS)
+@pytest.mark.parametrize("spec", [SPEC, DEEP], ids=["top14", "top22"])
+def test_every_operand_by_every_corner_of_weights(spec: AcceleratorSpec, port_bits: int) -> None:
+    operands = [each for each in OPERANDS if each <= 1 << spec.attend.top]
+    check(*corner_passes(operands), spec=spec, port_bits=port_bits)
+
+
+@pytest.mark.parametrize("port_bits", PORTS)
 @pytest.mark.parametrize("weight", [-128, 127])
 @pytest.mark.parametrize("code", [TOP, -128, 127, 0])
-def test_extremes(weight: int, code: int) -> None:
+def test_extremes(weight: int, code: int, port_bits: int) -> None:
     tile, memory = np.full((SIZE, SIZE), weight), np.full((3, 64, SIZE), code)
-    check([Pass(tile, 0, 3, k == 0, k == 2, k == 1) for k in range(3)], memory)
+    check([Pass(tile, 0, 3, k == 0, k == 2, k == 1) for k in range(3)], memory, port_bits=port_bits)
+
+
+@pytest.mark.parametrize(("constant", "value"), [("FIELD", 14), ("PACKING_PORT", 26)])
+def test_fields_too_narrow_are_noticed(
+    monkeypatch: pytest.MonkeyPatch, constant: str, value: int
+) -> None:
+    monkeypatch.setattr(rtl.matrix, constant, value)
+    with pytest.raises(AssertionError):
+        check(*corner_passes(OPERANDS[:16]), port_bits=value if constant == "PACKING_PORT" else 27)
+
+
+def test_products_not_shifted_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MatrixEngine, "_shifted", lambda self, product, shifts: product)
+    with pytest.raises(AssertionError):
+        check(*corner_passes([1 << 10, 1 << 11]))
+    check(*corner_passes([1 << 10]))
+
+
+@pytest.mark.parametrize("port_bits", [17, 28])
+def test_port_bits_out_of_range(port_bits: int) -> None:
+    with pytest.raises(ValueError, match=rf"^Multiplier port width must be from 18 to 27, not {port_bits}$"):
+        MatrixEngine(SPEC, port_bits=port_bits)
 
 
 def test_sums_wrap() -> None:
