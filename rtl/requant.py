@@ -16,7 +16,7 @@ from golden.words import TABLE_WORDS
 from rtl.arith import carried, halves, product, saturated, settled
 from rtl.stream import Banks, Parameter, StreamUnit
 
-__all__ = ["Requantiser"]
+__all__ = ["Requantiser", "requantised"]
 
 
 class Requantiser(StreamUnit):
@@ -60,19 +60,34 @@ class Requantiser(StreamUnit):
         )
 
     def _codes(self, m: Module, banks: Banks) -> list[Value]:
-        bits, wide = self.spec.out_bits, self.spec.bounds["product"].bits
         multipliers, shifts = banks.per_channel("multiplier"), banks.per_channel("shift")  # 2
         zero_point = banks.scalar("zero_point", 8)
         codes = []
         for lane in range(self.lanes):
             acc = carried(m, self.i.payload.acc[lane], 2, f"acc_{lane}")  # 2
-            name, port = f"product_{lane}", {"port_bits": self._port_bits}
-            scaled = product(m, multipliers[lane], acc, name, **port)[:wide].as_signed()  # 4
-            shift = carried(m, shifts[lane], 2, f"shift_now_{lane}")  # 4
-            moved = halves(m, scaled, shift, f"moved_{lane}")  # 7
-            near = Signal(signed(bits + 2), name=f"near_{lane}", reset_less=True)
-            m.d.sync += near.eq(saturated(moved, bits + 2))  # 8
-            code = Signal(signed(bits), name=f"code_{lane}", reset_less=True)
-            m.d.sync += code.eq(settled(near, zero_point, bits))  # 9
-            codes.append(code)
+            factors = {"multiplier": multipliers[lane], "shift": shifts[lane], "zero_point": zero_point}
+            codes.append(requantised(m, acc, self.spec, lane, self._port_bits, **factors))  # 9
         return codes
+
+
+def requantised(
+    m: Module,
+    acc: Value,
+    spec: RequantSpec,
+    lane: int,
+    port_bits: int,
+    *,
+    multiplier: Value,
+    shift: Value,
+    zero_point: Value,
+) -> Value:
+    """A lane's code, 7 cycles after acc, multiplier and shift; zero_point comes a cycle before it."""
+    bits, wide = spec.out_bits, spec.bounds["product"].bits
+    scaled = product(m, multiplier, acc, f"product_{lane}", port_bits=port_bits)  # 2
+    shift = carried(m, shift, 2, f"shift_now_{lane}")  # 2
+    moved = halves(m, scaled[:wide].as_signed(), shift, f"moved_{lane}")  # 5
+    near = Signal(signed(bits + 2), name=f"near_{lane}", reset_less=True)
+    m.d.sync += near.eq(saturated(moved, bits + 2))  # 6
+    code = Signal(signed(bits), name=f"code_{lane}", reset_less=True)
+    m.d.sync += code.eq(settled(near, zero_point, bits))  # 7
+    return code

@@ -21,7 +21,7 @@ from golden.words import TABLE_WORDS
 from rtl.arith import carried
 from rtl.row import PARAM_WRITE, OutputQueue, delayed
 
-__all__ = ["Banks", "Parameter", "StreamUnit"]
+__all__ = ["Banks", "Parameter", "StreamUnit", "Turns"]
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,35 @@ class StreamUnit(wiring.Component):
         raise NotImplementedError
 
 
-class Banks:
-    """Two banks of parameters: one for arriving rows, the other being written.
+class Turns:
+    """Two banks that take turns: one for arriving rows, the other (``idle``) being written.
 
-    A row keeps the bank that was current at its first beat. No stage can stall, so a bank is free when no
-    row is in the midst of arriving with it and none of its beats came within ``stages`` cycles.
+    A row keeps the bank that was current at its first beat (``bank``, beside the beat). No stage can stall,
+    so the idle one is ``free`` when no row is in the midst of arriving with it and none of its beats came
+    within ``stages`` cycles. ``opening``: the next beat is the first of a row.
     """
+
+    def __init__(self, m: Module, stages: int, taken: Value, last: Value) -> None:
+        self._m, self._current = m, Signal(name="current_bank")
+        self.opening, arriving = Signal(init=1, name="opening"), Signal(name="arriving_bank")
+        self.bank, self.idle = Mux(self.opening, self._current, arriving), ~self._current
+        with m.If(taken):
+            m.d.sync += [self.opening.eq(last), arriving.eq(self.bank)]
+        free = []
+        for index in range(2):
+            passing = Signal(stages, name=f"passing_{index}")
+            m.d.sync += passing.eq(Cat(taken & (self.bank == index), passing))
+            free.append(~passing.any() & (self.opening | (arriving != index)))
+        self.free = Array(free)[self.idle]
+
+    def switch(self, when: Value) -> None:
+        """Rows whose first beat comes later use what is idle now."""
+        with self._m.If(when):
+            self._m.d.sync += self._current.eq(self.idle)
+
+
+class Banks:
+    """Two banks of parameters, of which a row keeps the one that was current at its first beat."""
 
     def __init__(
         self,
@@ -152,27 +175,18 @@ class Banks:
     ) -> None:
         self._m, self._lanes = m, lanes
         self._parameters = {parameter.name: parameter for parameter in parameters}
-        current, opening = Signal(name="current_bank"), Signal(init=1)
-        arriving, beat = Signal(name="arriving_bank"), Signal(range(max(-(-TABLE_WORDS // lanes), 2)))
-        bank = Mux(opening, current, arriving)
-        self._beat, self._bank = beat, [bank]
+        turns, beat = Turns(m, stages, taken, last), Signal(range(max(-(-TABLE_WORDS // lanes), 2)))
+        self._beat, self._bank = beat, [turns.bank]
         for stage in range(1, stages):
             self._bank.append(carried(m, self._bank[-1], 1, f"bank_at_{stage}"))
         with m.If(taken):
-            m.d.sync += [opening.eq(last), arriving.eq(bank), beat.eq(Mux(last, 0, beat + 1))]
-        free = []
-        for index in range(2):
-            passing = Signal(stages, name=f"passing_{index}")
-            m.d.sync += passing.eq(Cat(taken & (bank == index), passing))
-            free.append(~passing.any() & (opening | (arriving != index)))
-        idle = ~current
-        m.d.comb += port.ready.eq(Array(free)[idle])
+            m.d.sync += beat.eq(Mux(last, 0, beat + 1))
+        m.d.comb += port.ready.eq(turns.free)
         written, commit = port.valid & port.ready, self._parameters["commit"].word
-        with m.If(written & (port.payload.address == commit)):
-            m.d.sync += current.eq(idle)
+        turns.switch(written & (port.payload.address == commit))
         self._writing = delayed(m, written, 1, "written")
         self._word = carried(m, port.payload, 1, "word")
-        self._into = carried(m, idle[0], 1, "written_bank")
+        self._into = carried(m, turns.idle, 1, "written_bank")
         # channel div lanes; for lanes that are no power of two by an exact reciprocal.
         channel = port.payload.address[: TABLE_WORDS.bit_length() - 1]
         quotient = (channel * -(-(1 << 17) // lanes)) >> 17
