@@ -2,7 +2,8 @@
 """The accelerator in simulation: its bench is built and run.
 
 ``accelerator_bench.sv`` has the memory and the clock; ``tb_accelerator`` is the host. Python does
-nothing between a run's start and its interrupt.
+nothing between a run's start and its interrupt. ``accelerator_outside.sv`` has wires alone, for a memory and
+a host in Python, ``tb_accelerator_outside``.
 """
 
 from __future__ import annotations
@@ -20,33 +21,47 @@ from sim.runner import RunFailed, Simulation, Style, build, run_tests, watched
 from sim.session import Bus, Memory, Outcome, Session
 from sim.tools import Tools
 
-__all__ = ["TOP", "Words", "build_bench", "dumped", "simulate"]
+__all__ = ["OUTSIDE", "TOP", "Words", "build_bench", "dumped", "simulate"]
 
 Matrix = npt.NDArray[np.int64]
 TOP = "accelerator_bench"
-STYLE = Style(
-    public=(
-        'public_flat_rw -module "{top}" -var "host_*"',
-        'public_flat_rd -module "{top}" -var "faults"',
+OUTSIDE = "accelerator_outside"
+STYLES = {
+    TOP: Style(
+        public=(
+            'public_flat_rw -module "{top}" -var "host_*"',
+            'public_flat_rd -module "{top}" -var "faults"',
+        ),
+        # The bench has a clock of its own (--timing). Every register is initialised by the Verilog itself.
+        verilator=(
+            *("--timing", "--noassert", "--x-assign", "fast", "--x-initial", "fast"),
+            *("-CFLAGS", "-fcoroutines -std=c++20"),
+        ),
+        optimise="-O3",
     ),
-    # The bench has a clock of its own (--timing). Every register is initialised by the Verilog itself.
-    verilator=(
-        *("--timing", "--noassert", "--x-assign", "fast", "--x-initial", "fast"),
-        *("-CFLAGS", "-fcoroutines -std=c++20"),
+    # A few runs, every cycle of which Python drives: compiling takes all the time.
+    OUTSIDE: Style(
+        public=(
+            *(f'public_flat_rw -module "{{top}}" -var "{name}"' for name in ("clk", "rst", "breach")),
+            'public_flat_rw -module "{top}" -var "?_axi*_*"',
+            'public_flat_rd -module "{top}" -var "irq"',
+        ),
+        optimise="-O0",
     ),
-    optimise="-O3",
-)
+}
 
 
-def build_bench(tools: Tools, verilog: str, spec: AcceleratorSpec, folder: Path) -> Simulation:
-    """The simulator of an accelerator's Verilog in its bench, compiled now or found in the cache."""
-    bench = Path(__file__).with_name(f"{TOP}.sv").read_text(encoding="utf-8")
+def build_bench(
+    tools: Tools, verilog: str, spec: AcceleratorSpec, folder: Path, top: str = TOP
+) -> Simulation:
+    """The simulator of an accelerator's Verilog in a bench, compiled now or found in the cache."""
+    bench = Path(__file__).with_name(f"{top}.sv").read_text(encoding="utf-8")
     bits = (0x4000 + 4 * spec.outputs * spec.size - 1).bit_length()
-    source = folder / f"{TOP}.v"
+    source = folder / f"{top}.v"
     source.write_text(
         f"`define SIZE {spec.size}\n`define AXIL_BITS {bits}\n{bench}\n{verilog}", encoding="utf-8"
     )
-    return build(tools, source, TOP, style=STYLE)
+    return build(tools, source, top, style=STYLES[top])
 
 
 def simulate(

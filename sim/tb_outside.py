@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """An AXI implementation that is not ours (cocotbext-axi) drives a unit: one cocotb test.
 
-It works under cocotb 2.1 with deprecation warnings; nothing else is built on it.
+It works under cocotb 2.1 with deprecation warnings; nothing else is built on it, but for
+``tb_accelerator_outside``.
 """
 
 from __future__ import annotations

@@ -16,8 +16,10 @@ from qvit_hw.compiler.schedule import compile_network
 from qvit_hw.compiler.stages import recognise
 from qvit_hw.compiler.tensors import SUMS
 from qvit_hw.divergence import check_words
-from sim.accelerator import build_bench, dumped, simulate
-from sim.session import BASE, Bus, Memory, Run, Session
+from sim.accelerator import OUTSIDE, build_bench, dumped, simulate
+from sim.bench import JOB_VARIABLE
+from sim.runner import run_tests
+from sim.session import BASE, Bus, Memory, Outcome, Run, Session
 from sim.tools import find, have_icarus
 
 SMALL = AcceleratorSpec(size=4, max_tokens=16, **dict.fromkeys(MEMORIES, 16))
@@ -46,6 +48,14 @@ def pictures(program, count=2, seed=0):
     image = program.image
     shape = (count, image.channels, image.height, image.width)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def with_a_wrong_weight(program):
+    """The program's words; the first weight of a layer in the second block has a wrong bit."""
+    at = next(step for step in program.steps if step.note.startswith("blocks.1.mlp.fc1"))
+    broken, size = program.words.copy(), program.spec.size
+    broken[at.word + INSTRUCTION_BYTES // size + PARAMETER_WORDS, 0] ^= 0x40
+    return broken
 
 
 class Desk:
@@ -162,6 +172,32 @@ def test_a_reset_in_the_middle_and_every_error_leave_nothing_behind(networks, ha
     assert [outcome is None for outcome, _ in results] == [run.abandon > 0 for run in desk.runs]
 
 
+def test_a_second_axi_implementation_agrees(networks, hardware, tmp_path):
+    """cocotbext-axi is memory and host; a wrong weight and a burst across 4 KiB show that it looks."""
+    (model, *_), (program, *_) = networks
+    image, limit = pictures(program, 1)[0], 40_000
+    wanted, broken = model(image[None])[0].reshape(-1), with_a_wrong_weight(program)
+    desk = Desk(program.spec)
+    for _ in range(4):
+        desk.run(program, image, wanted, limit=limit)
+    desk.run(program, image, wanted, words=broken, limit=limit)
+    desk.run(program, image, error=Error.BUS, program_address=BASE - 4096, limit=limit)
+    Session(*registers(desk.spec), desk.runs).write(tmp_path)
+    desk.memory.write(tmp_path / "memory.bin")
+    simulation = build_bench(find("verilator"), hardware, desk.spec, tmp_path, OUTSIDE)
+    runs = enumerate(("none", "memory", "host", "both", "none", "memory"))
+    names = [f"outside/index={index}/pauses={pauses}" for index, pauses in runs]
+    module = "sim.tb_accelerator_outside"
+    names = [f"{module}.{name}" for name in (*names, "refused", "breached")]
+    found = run_tests(simulation, module, names, tmp_path, env={JOB_VARIABLE: str(tmp_path)})
+    *right, flipped, refused_address, refused, breached = (found[name] for name in names)
+    assert (right, refused_address, refused) == ([None] * 4, None, None)
+    assert flipped.startswith(f"output 0 must be {wanted[0]}, not ")
+    cycles = [Outcome.read(tmp_path, index).counters["cycles"] for index in range(4)]
+    assert cycles[0] == cycles[2] < min(cycles[1], cycles[3])  # pauses of the memory are felt
+    assert re.match(r"assert \(4096 - \(\d+ & 4095\)\) >= \d+", breached)
+
+
 def test_predict_is_a_function_of_images(networks):
     (model, *_), (program, *_) = networks
     images = pictures(program, 3)
@@ -176,11 +212,9 @@ def test_predict_is_a_function_of_images(networks):
 def test_a_wrong_bit_of_a_weight_is_named(networks, hardware, tmp_path):
     (model, *_), (program, *_) = networks
     image = pictures(program, 1)[0]
-    at = next(step for step in program.steps if step.note.startswith("blocks.1.mlp.fc1"))
-    broken, size = program.words.copy(), program.spec.size
-    broken[at.word + INSTRUCTION_BYTES // size + PARAMETER_WORDS, 0] ^= 0x40  # the first weight
     desk = Desk(program.spec)
-    desk.run(program, image, model(image[None])[0].reshape(-1), words=broken)
+    wanted = model(image[None])[0].reshape(-1)
+    desk.run(program, image, wanted, words=with_a_wrong_weight(program))
     desk.simulate(hardware, tmp_path, dump=True)
     _, wrong, divergence = check_words(
         program, model, image, dumped(tmp_path / "run", 0, program.spec)
