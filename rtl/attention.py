@@ -120,7 +120,11 @@ class ShiftAttend(wiring.Component):
         values, opening = self._values(m, taken)
         accs, stage = self._accumulators(m, values, taken, opening)
         banks = Banks(m, self.params, self._parameters, self._lanes, drain - 1, taken, beat.last)
-        factors = {name: banks.scalar(name, stage) for name in ("multiplier", "shift")}
+        # From registers: every lane's multiplier takes them, far apart on the device.
+        factors = {
+            name: carried(m, banks.scalar(name, stage - 1), 1, f"{name}_now")
+            for name in ("multiplier", "shift")
+        }
         factors["zero_point"] = banks.scalar("zero_point", stage + 6)
         for lane, acc in enumerate(accs):
             code = requantised(m, acc, self._spec.requant, lane, self._port_bits, **factors)
