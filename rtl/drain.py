@@ -169,7 +169,7 @@ class Drain(wiring.Component):
             branch = product(m, operand, multiplier, f"branch_{lane}", port_bits=self._port_bits)  # 7
             total = Signal(signed(max(len(x) + 32, 32 + 24) + 1), name=f"total_{lane}", reset_less=True)
             m.d.sync += total.eq(kept + branch)  # 8
-            # One more bit below the point, h = floor(T / 2**(n - 1)): rs(T, n) + z = floor((h + 1 + 2 z) / 2).
+            # One more bit below the point: h = floor(T / 2**(n - 1)); rs(T, n) + z = (h + 1 + 2z) >> 1.
             double, shift = Cat(Const(0, 1), total), carried(m, own.shift, 7, f"shift_{lane}")
             halves = floor_shift(m, double, shift, f"halves_{lane}")  # 11
             moved = Signal(signed(len(total) + 1), name=f"moved_{lane}", reset_less=True)
