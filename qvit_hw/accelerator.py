@@ -25,6 +25,7 @@ import golden
 import rtl
 from golden.accelerator import AcceleratorSpec
 from golden.accelerator_cycles import timeline
+from qvit_hw.compile import TOP
 from qvit_hw.compiler.program import Program
 from qvit_hw.errors import MissingTool, UserError
 from sim.accelerator import Words, build_bench, dumped, simulate
@@ -32,9 +33,8 @@ from sim.runner import RunFailed, Simulation, cache_folder
 from sim.session import Bus, Memory, Outcome, Run, Session
 from sim.tools import SIMULATORS, ToolMissing, find
 
-__all__ = ["TOP", "Accelerator", "Execution", "emitted", "registers"]
+__all__ = ["Accelerator", "Execution", "emitted", "registers"]
 
-TOP = "qvit_accelerator"
 Pixels = npt.NDArray[np.uint8]
 
 

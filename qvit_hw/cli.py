@@ -410,9 +410,14 @@ def compile(
     fit: Annotated[
         bool, typer.Option("--fit", help="Take units from the bundle, memories as large as needed.")
     ] = False,
+    verilog: Annotated[bool, typer.Option("--verilog", help="Write the hardware, too.")] = False,
+    port_bits: Annotated[
+        int, typer.Option(help="Wider port of the target's multipliers: 27, or 18.")
+    ] = 27,
 ) -> int:
     """Write the bundle's network as a program of the accelerator, and a listing of it."""
-    return _run("compile", bundle=bundle, config=config, out=out, fit=fit)
+    options = {"bundle": bundle, "config": config, "out": out, "fit": fit}
+    return _run("compile", **options, verilog=verilog, port_bits=port_bits)
 
 
 @app.command()

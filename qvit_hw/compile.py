@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bundle as a program of the accelerator.
 
-    python -m qvit_hw.compile --bundle B --config 16x16|32x32|FILE.json [--fit] --out DIR
+    python -m qvit_hw.compile --bundle B --config 16x16|32x32|FILE.json [--fit] [--verilog] --out DIR
 
 writes ``program.bin`` (the stream), ``program.json`` (what each instruction is for, where its results
 belong, use of every memory, hashes), ``listing.txt`` and ``bundle/``, a copy of the bundle, so that a run can
-be held against golden with nothing else at hand. The same bundle and configuration give the same bytes; all
-of it or nothing is written.
+be held against golden with nothing else at hand; with ``--verilog`` the hardware, too, ``qvit_accelerator.v``.
+The same bundle and configuration give the same bytes; all of it or nothing is written.
 """
 
 from __future__ import annotations
@@ -29,17 +29,28 @@ from qvit_hw.compiler.stages import recognise
 from qvit_hw.errors import UserError
 from qvit_hw.outputs import check_replaced, replaced_folder
 
-__all__ = ["configuration", "run"]
+__all__ = ["TOP", "configuration", "run"]
 
 LISTING = "listing.txt"
 BUNDLE = "bundle"
+TOP = "qvit_accelerator"
+"""The hardware's top module."""
 
 
-def run(*, bundle: Path, out: Path, config: str = "16x16", fit: bool = False) -> int:
+def run(
+    *,
+    bundle: Path,
+    out: Path,
+    config: str = "16x16",
+    fit: bool = False,
+    verilog: bool = False,
+    port_bits: int = 27,
+) -> int:
     """Write a bundle's program into the folder ``out``; return the exit status, 0.
 
-    config: a preset or a JSON file.  fit: take the units from the bundle, and enlarge memories. UserError,
-    with nothing written, where the configuration cannot run the network.
+    config: a preset or a JSON file.  fit: take the units from the bundle, and enlarge memories.  verilog:
+    write the hardware, too, for multipliers with a port of ``port_bits`` (27: UltraScale+, 18: others).
+    UserError, with nothing written, where the configuration cannot run the network.
     """
     spec = configuration(config)
     check_replaced(out, INDEX, SCHEMA)
@@ -54,6 +65,8 @@ def run(*, bundle: Path, out: Path, config: str = "16x16", fit: bool = False) ->
     program = compile_network(loaded.network, spec, notes)
     contents = {STREAM: program.words.tobytes(), LISTING: listing(program).encode("utf-8")}
     contents |= {f"{BUNDLE}/{name}": content for name, content in _copied(loaded).items()}
+    if verilog:
+        contents[f"{TOP}.v"] = _verilog(spec, port_bits)
     index = program.to_json()
     index["files"] = {name: hashlib.sha256(part).hexdigest() for name, part in contents.items()}
     contents[INDEX] = (json.dumps(index, indent=1) + "\n").encode("utf-8")
@@ -67,6 +80,16 @@ def run(*, bundle: Path, out: Path, config: str = "16x16", fit: bool = False) ->
         f"for a {spec.size} x {spec.size} array"
     )
     return 0
+
+
+def _verilog(spec: AcceleratorSpec, port_bits: int) -> bytes:
+    from rtl.accelerator import Accelerator  # Amaranth: only where hardware is asked for
+    from rtl.emit import emit
+
+    if not 18 <= port_bits <= 27:
+        raise UserError(f"Multiplier port width must be 18 to 27, not {port_bits}.")
+    with Console(stderr=True).status("emitting the accelerator"):
+        return emit(Accelerator(spec, port_bits=port_bits), TOP).encode("utf-8")
 
 
 def configuration(name: str) -> AcceleratorSpec:

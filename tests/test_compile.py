@@ -36,6 +36,8 @@ from qvit_hw.compiler.tensors import (
     replayed,
 )
 from qvit_hw.errors import UserError
+from rtl.accelerator import Accelerator
+from rtl.emit import emit
 
 NETWORKS = {
     "plain": {},
@@ -326,6 +328,16 @@ def test_the_folder_has_all_that_a_run_needs(bundle, tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == first
 
 
+def test_the_hardware_comes_with_it_if_it_is_asked_for(bundle, tmp_path):
+    small = {"size": 4, "features": 2048}
+    (tmp_path / "small.json").write_text(json.dumps(small))
+    config, out = str(tmp_path / "small.json"), tmp_path / "program"
+    assert invoked(bundle, out, "--fit", "--verilog", "--port-bits", "18", config=config) == 0
+    verilog = (out / "qvit_accelerator.v").read_text()
+    assert "\nmodule qvit_accelerator(" in verilog
+    assert verilog == emit(Accelerator(Program.load(out).spec, port_bits=18), "qvit_accelerator")
+
+
 def test_the_listing_has_a_line_for_every_instruction(tmp_path):
     program = compiled(tiny_network(wide=True), 4)
     lines = listing(program).splitlines()
@@ -357,6 +369,11 @@ def refused(capsys, tmp_path):
         assert after == before
 
     return check
+
+
+def test_a_multiplier_port_that_no_target_has_is_refused(refused, bundle, tmp_path):
+    sentence = "Multiplier port width must be 18 to 27, not 17\\."
+    refused(sentence, bundle, tmp_path / "program", "--fit", "--verilog", "--port-bits", "17")
 
 
 def test_bad_input_is_one_sentence(bundle, tmp_path, refused):
