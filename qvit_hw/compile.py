@@ -6,7 +6,8 @@
 writes ``program.bin`` (the stream), ``program.json`` (what each instruction is for, where its results
 belong, use of every memory, hashes), ``listing.txt`` and ``bundle/``, a copy of the bundle, so that a run can
 be held against golden with nothing else at hand. With ``--verilog`` the hardware comes along,
-``qvit_accelerator.v``. The same bundle and configuration give the same bytes; all of it or nothing is written.
+``qvit_accelerator.v``. The same bundle and configuration give the same bytes; all of it or nothing is
+written.
 """
 
 from __future__ import annotations
