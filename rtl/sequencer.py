@@ -25,28 +25,12 @@ from golden.program import (
     Tile,
     Unit,
 )
+from rtl.drain import parameters_layout
 from rtl.matrix import pass_layout, tile_layout
 from rtl.row import PARAM_WRITE
 from rtl.rows import ADDRESS_BITS, ROWS
 
-__all__ = ["Sequencer", "drain_block"]
-
-def drain_block(size: int) -> data.StructLayout:
-    """A word of a column block's parameters, and what holds for the whole block."""
-    return data.StructLayout(
-        {
-            "word": data.ArrayLayout(8, size),
-            "last": 1,
-            "sink": 3,
-            "gelu": 1,
-            "clamp": 6,
-            "gain": 32,
-            "zero_in": signed(16),
-            "zero_out": signed(16),
-            "address": ADDRESS_BITS,
-        }
-    )
-
+__all__ = ["Sequencer"]
 
 class Sequencer(wiring.Component):
     """Executes one program; a reset makes it forget whatever it was about.
@@ -89,7 +73,7 @@ class Sequencer(wiring.Component):
                 "residual": Out(wiring.Signature({**port, "word": Out(wide)})),
                 "tile": Out(stream.Signature(tile_layout(spec))),
                 "pass_": Out(stream.Signature(pass_layout())),
-                "block": Out(stream.Signature(drain_block(size))),
+                "block": Out(stream.Signature(parameters_layout(spec))),
                 "keys": Out(wiring.Signature({**port, "word": In(code)})),
                 "values": Out(wiring.Signature({**port, "word": In(code)})),
                 "layernorm": Out(stream.Signature(ROWS)),
