@@ -19,6 +19,7 @@ from golden.fixedpoint import integer
 __all__ = [
     "FIELDS",
     "INSTRUCTION_BYTES",
+    "OPERANDS",
     "PARAMETER_WORDS",
     "RECORD_BYTES",
     "Error",
