@@ -84,11 +84,6 @@ class AcceleratorSpec:
         return max(8, self.attend.top + 2)
 
     @property
-    def word_bytes(self) -> int:
-        """Bytes of a word of the stream, one an element."""
-        return self.size
-
-    @property
     def fingerprint(self) -> int:
         """64 bits that tell this spec from every other one; a program carries them."""
         text = json.dumps(asdict(self), sort_keys=True)
