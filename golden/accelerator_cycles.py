@@ -114,7 +114,7 @@ class _Machine:
 
     def fetched(self, now: int) -> int:
         """An instruction has come."""
-        return self.supply.take(now, max(1, INSTRUCTION_BYTES // self.size))
+        return self.supply.take(now, INSTRUCTION_BYTES // self.size)
 
     def issued(self, now: int, step: Instruction) -> int:
         """The cycle in which an instruction is handed over: the units that it waits for are idle."""

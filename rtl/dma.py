@@ -21,6 +21,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from golden.accelerator import SIZES
+from golden.accelerator_cycles import FIFO_WORDS
 
 __all__ = ["BurstReader"]
 
@@ -50,7 +51,7 @@ class BurstReader(wiring.Component):
     - ``m_axi_ar*``, ``m_axi_r*``: the read channels of AXI4, without ids.
     """
 
-    def __init__(self, *, size: int, depth: int = 512, burst: int = 16) -> None:
+    def __init__(self, *, size: int, depth: int = FIFO_WORDS, burst: int = 16) -> None:
         if size not in SIZES:
             raise ValueError(f"Size must be one of {SIZES}, not {size!r}")
         longest = min(LONGEST_BURST, BOUNDARY // size)

@@ -18,6 +18,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from golden.accelerator import AcceleratorSpec
+from golden.accelerator_cycles import DRAIN_LATENCY
 from golden.program import PARAMETER_WORDS, Sink
 from rtl.arith import carried, floor_shift, product
 from rtl.matrix import sums_signature
@@ -110,7 +111,7 @@ class Drain(wiring.Component):
         Sums are under way: from the cycle after ``sums.valid`` to that of ``result.valid``.
     """
 
-    latency = 15
+    latency = DRAIN_LATENCY
 
     def __init__(self, spec: AcceleratorSpec, *, port_bits: int = 27) -> None:
         self._spec, self._port_bits = spec, port_bits

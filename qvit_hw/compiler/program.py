@@ -21,7 +21,7 @@ import numpy.typing as npt
 from golden.accelerator import AcceleratorSpec
 from golden.fixedpoint import Ints
 from golden.patch_embed import PatchEmbedSpec, patches
-from golden.program import Instruction
+from golden.program import INSTRUCTION_BYTES, Instruction
 from qvit_hw.errors import UserError
 
 __all__ = ["INDEX", "SCHEMA", "STREAM", "VERSION", "Image", "Part", "Program", "Step"]
@@ -162,7 +162,7 @@ class Program:
         words = content.reshape(index["words"], spec.size)
         steps = tuple(
             Step(
-                Instruction.from_bytes(words[entry["word"] :][: max(1, 32 // spec.size)].tobytes()),
+                Instruction.from_bytes(words[entry["word"] :][: INSTRUCTION_BYTES // spec.size].tobytes()),
                 entry["word"],
                 entry["words"],
                 entry["note"],
