@@ -23,6 +23,8 @@ __all__ = ["Circuit", "State"]
 State = dict[int, Bits | Memory]
 """What registers and memories hold, by line."""
 BINARY = {*PREDICATES, "and", "or", "xor", "add", "sub", "mul", "sll", "srl", "sra"}
+NOTHING = -1
+"""What Yosys names a signal of no bits."""
 INVERTED = {"nand": "and", "nor": "or", "xnor": "xor"}
 
 
@@ -200,7 +202,9 @@ class Circuit:
         op = line.op
         if op in ("const", "constd", "consth", "zero", "one", "ones"):
             return self._constant(logic, line)
-        first = values[abs(line.arguments[0])]
+        if line.arguments[0] == NOTHING:
+            return logic.const(0, self._bits[line.sort])
+        first = values[line.arguments[0]]
         if op == "slice":
             return logic.slice(first, *line.arguments[1:])
         if op in ("uext", "sext"):

@@ -8,8 +8,8 @@ computed here, and the solver sees only what depends on free inputs. Operations 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import bitwuzla
@@ -58,13 +58,21 @@ class Bits:
         return self.value - ((self.value >> (self.width - 1)) << self.width)
 
 
+EXPANDED = 6
+"""Memories of so many address bits are words of their own, and no array of the solver."""
+
+
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """``depth`` words: constants and terms by address where that is known, else a solver's array."""
+    """Words: those of known addresses, and below them what ``base`` holds.
+
+    base: a solver's array, or the word that every other address holds.
+    """
 
     address_bits: int
     width: int
-    term: Any
+    base: Any
+    words: Mapping[int, Bits] = field(default_factory=dict)
 
 
 class Logic:
@@ -93,15 +101,17 @@ class Logic:
         return Bits(width, None, self.terms.mk_const(self.sort(width), f"{name}#{self._names}"))
 
     def free_memory(self, address_bits: int, width: int, name: str = "") -> Memory:
-        """An array with anything in it."""
+        """A memory with anything in it."""
+        if address_bits <= EXPANDED:
+            words = {place: self.free(width, f"{name}[{place}]") for place in range(1 << address_bits)}
+            return Memory(address_bits, width, self.const(0, width), words)
         self._names += 1
         sort = self.terms.mk_array_sort(self.sort(address_bits), self.sort(width))
         return Memory(address_bits, width, self.terms.mk_const(sort, f"{name}#{self._names}"))
 
     def filled_memory(self, address_bits: int, fill: Bits) -> Memory:
-        """An array of one value."""
-        sort = self.terms.mk_array_sort(self.sort(address_bits), self.sort(fill.width))
-        return Memory(address_bits, fill.width, self.terms.mk_const_array(sort, self.term(fill)))
+        """A memory of one value."""
+        return Memory(address_bits, fill.width, fill)
 
     def term(self, bits: Bits) -> Any:
         """The solver's term of a bit-vector."""
@@ -204,7 +214,8 @@ class Logic:
 
     def _folded(self, op: str, x: Bits, y: Bits) -> Bits:
         a, b = x.value, y.value
-        assert a is not None and b is not None
+        assert a is not None
+        assert b is not None
         if op in SIGNED or op in UNSIGNED:
             sign = (SIGNED | UNSIGNED)[op]
             p, q = (x.signed_value, y.signed_value) if op in SIGNED else (a, b)
@@ -221,22 +232,68 @@ class Logic:
 
     def read(self, memory: Memory, address: Bits) -> Bits:
         """The word at an address."""
-        made = self.terms.mk_term(Kind.ARRAY_SELECT, [memory.term, self.term(address)])
-        return Bits(memory.width, None, made)
+        if address.value is not None:
+            return self._word(memory, address.value)
+        if memory.address_bits > EXPANDED:
+            return Bits(memory.width, None, self._select(self._array(memory), address))
+        words = [self._word(memory, place) for place in range(1 << memory.address_bits)]
+        for bit in range(memory.address_bits):
+            chosen = self.slice(address, bit, bit)
+            words = [
+                self.choose(chosen, high, low)
+                for low, high in zip(words[::2], words[1::2], strict=True)
+            ]
+        return words[0]
 
     def write(self, memory: Memory, address: Bits, word: Bits) -> Memory:
         """The memory with another word at an address."""
-        made = self.terms.mk_term(
-            Kind.ARRAY_STORE, [memory.term, self.term(address), self.term(word)]
-        )
-        return Memory(memory.address_bits, memory.width, made)
+        bits, width, base = memory.address_bits, memory.width, memory.base
+        if address.value is not None:
+            return Memory(bits, width, base, {**memory.words, address.value: word})
+        if bits > EXPANDED:
+            terms = [self._array(memory), self.term(address), self.term(word)]
+            return Memory(bits, width, self.terms.mk_term(Kind.ARRAY_STORE, terms))
+        words = {}
+        for place in range(1 << bits):
+            hit = self.apply("eq", address, self.const(place, bits))
+            words[place] = self.choose(hit, word, self._word(memory, place))
+        return Memory(bits, width, base, words)
 
     def choose_memory(self, condition: Bits, x: Memory, y: Memory) -> Memory:
         """``x`` where the condition is 1, else ``y``."""
         if condition.value is not None:
             return x if condition.value else y
-        made = self.terms.mk_term(Kind.ITE, [self._holds(condition), x.term, y.term])
-        return Memory(x.address_bits, x.width, made)
+        if x.base is y.base:
+            words = {
+                place: self.choose(condition, self._word(x, place), self._word(y, place))
+                for place in {**x.words, **y.words}
+            }
+            return Memory(x.address_bits, x.width, x.base, words)
+        terms = [self._holds(condition), self._array(x), self._array(y)]
+        return Memory(x.address_bits, x.width, self.terms.mk_term(Kind.ITE, terms))
+
+    def _word(self, memory: Memory, place: int) -> Bits:
+        """The word at a known address."""
+        if place in memory.words:
+            return memory.words[place]
+        if isinstance(memory.base, Bits):
+            return memory.base
+        address = self.const(place, memory.address_bits)
+        return Bits(memory.width, None, self._select(memory.base, address))
+
+    def _select(self, array: Any, address: Bits) -> Any:
+        return self.terms.mk_term(Kind.ARRAY_SELECT, [array, self.term(address)])
+
+    def _array(self, memory: Memory) -> Any:
+        """The whole memory as the solver's array."""
+        array = memory.base
+        if isinstance(array, Bits):
+            sort = self.terms.mk_array_sort(self.sort(memory.address_bits), self.sort(memory.width))
+            array = self.terms.mk_const_array(sort, self.term(array))
+        for place, word in memory.words.items():
+            address = self.term(self.const(place, memory.address_bits))
+            array = self.terms.mk_term(Kind.ARRAY_STORE, [array, address, self.term(word)])
+        return array
 
     # --------------------------------------------------------------------------------- conditions
 
