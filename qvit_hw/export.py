@@ -152,7 +152,7 @@ def _agreeing(bundle: Path) -> Iterator[None]:
     """Tell what goes wrong where a bundle's scales are not those of its network."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration) as error:
         raise UserError(f"Bundle {str(bundle)!r} has parts that disagree: {error}.") from error
 
 

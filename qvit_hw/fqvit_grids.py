@@ -107,7 +107,7 @@ def load_fqvit(
         known = {node.name for node in model.nodes}
         if set(grids) != known or not set(places.values()) <= known:
             raise ValueError("grids and nodes have different names")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"The bundle's plan is not of its network: {error}.") from error
     return FqCalibrated(list(model.nodes), grids, places)
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from uuid import uuid4
+
+from golden.tensorfile import read_json
 
 from .errors import UserError
 
@@ -49,7 +50,7 @@ def check_replaced(path: Path, index: str, schema: str, lacks: str = "") -> None
         raise UserError(f"Output {str(path)!r} must be a folder, not a file.")
     if path.is_dir() and any(path.iterdir()):
         try:
-            known = json.loads((path / index).read_bytes()).get("schema") == schema
+            known = read_json((path / index).read_bytes()).get("schema") == schema
         except (OSError, ValueError, AttributeError):
             known = False
         if not known:

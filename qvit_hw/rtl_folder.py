@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from golden.tensorfile import read_json
 from qvit_hw.errors import UserError
 from sim.job import Unit, load_unit
 
@@ -26,7 +26,7 @@ def load_rtl(
     manifest was written with is an error, or with ``allow_modified`` a warning on stderr.
     """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json((folder / "manifest.json").read_bytes())
     except FileNotFoundError:
         raise UserError(f"{str(folder)!r} holds no manifest.json: is it generate's --out?") from None
     except (OSError, ValueError) as error:
@@ -37,12 +37,16 @@ def load_rtl(
         told = manifest.get("version")
         raise UserError(f"The manifest in {str(folder)!r} must be of version 1, not {told!r}.")
     units: dict[str, Unit] = {}
-    for entry in manifest.get("units", []):
+    entries = manifest.get("units", [])
+    if not isinstance(entries, list):
+        raise UserError(f"The manifest in {str(folder)!r} must list its units.")
+    for entry in entries:
         try:
             if Path(entry["file"]).name != entry["file"]:
                 raise UserError(f"A unit's file must be a plain name, not {entry['file']!r}.")
             unit = load_unit(entry, folder)
-        except (KeyError, TypeError) as error:
+            _check_kinds(unit)
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"The manifest in {str(folder)!r} is damaged: {error!r}.") from error
         if unit.op in specs:
             _check_spec(unit, asdict(specs[unit.op]))
@@ -50,6 +54,27 @@ def load_rtl(
     if not units:
         raise UserError(f"{str(folder)!r} holds no unit for this bundle.")
     return units
+
+
+def _check_kinds(unit: Unit) -> None:
+    """Raise TypeError unless all that a testbench reads of a unit is of its kind."""
+    kinds: dict[str, type] = {
+        **dict.fromkeys(("op", "top", "sha256"), str),
+        **dict.fromkeys(("lanes", "in_slot", "out_slot", "adapter"), int),
+        **dict.fromkeys(("out_signed", "has_mask"), bool),
+        "spec": dict, "registers": dict, "probes": list,
+    }
+    for name, kind in kinds.items():
+        value = getattr(unit, name)
+        if not isinstance(value, kind) or (isinstance(value, int) and not 0 <= value <= 64):
+            raise TypeError(f"{name} of a unit must be of type {kind.__name__}, not {value!r}")
+    if not 1 <= unit.lanes <= 32 or not min(unit.in_slot, unit.out_slot) >= 1:
+        raise TypeError(f"lanes and slots of a unit must be from 1, not {unit.lanes!r}")
+    if not all(type(offset) is int for offset in unit.registers.values()):
+        raise TypeError(f"registers must be offsets, not {unit.registers!r}")
+    for probe in unit.probes:
+        if {type(probe[key]) for key in ("name", "signal", "valid")} != {str}:
+            raise TypeError(f"a probe must name signals, not {probe!r}")
 
 
 def _check_spec(unit: Unit, wanted: dict[str, Any]) -> None:

@@ -158,7 +158,7 @@ def rebuild(bundle: Bundle, network: Network) -> CalibratedModel:
         )
     try:
         plan = load_plan(bundle.plan, bundle.scales, bundle.network)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"Bundle {str(bundle.path)!r} has parts that disagree: {error}.") from error
     ours = [(node.name, node.op, node.inputs) for node in network]
     theirs = [(node.name, node.op, tuple(node.inputs)) for node in bundle.network.nodes]

@@ -9,7 +9,6 @@ logits = program.result(outputs)
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from golden.accelerator import AcceleratorSpec
-from golden.fixedpoint import Ints
+from golden.fixedpoint import Ints, integer
 from golden.patch_embed import PatchEmbedSpec, patches
-from golden.program import INSTRUCTION_BYTES, Instruction
+from golden.program import INSTRUCTION_BYTES, Instruction, Op
+from golden.tensorfile import read_json
 from qvit_hw.errors import UserError
 
 __all__ = ["INDEX", "SCHEMA", "STREAM", "VERSION", "Image", "Part", "Program", "Step"]
@@ -139,7 +139,7 @@ class Program:
         """Read a folder that compile wrote; UserError, in one sentence, where it is not sound."""
         path = Path(path)
         try:
-            index = json.loads((path / INDEX).read_bytes())
+            index = read_json((path / INDEX).read_bytes())
             if index["schema"] != SCHEMA:
                 raise ValueError(f"schema must be {SCHEMA!r}, not {index['schema']!r}")
             if index["version"] != VERSION:
@@ -159,22 +159,55 @@ class Program:
     @classmethod
     def _of(cls, index: Mapping[str, Any], content: npt.NDArray[np.uint8]) -> Program:
         spec = AcceleratorSpec.from_json(index["spec"])
-        words = content.reshape(index["words"], spec.size)
+        words = content.reshape(_count(index["words"], "Words"), spec.size)
         steps = tuple(
             Step(
                 Instruction.from_bytes(words[entry["word"] :][: INSTRUCTION_BYTES // spec.size].tobytes()),
-                entry["word"],
-                entry["words"],
-                entry["note"],
-                tuple(Part(**part) for part in entry["parts"]),
+                _count(entry["word"], "Place of an instruction"),
+                _count(entry["words"], "Length of an instruction", 1),
+                str(entry["note"]),
+                tuple(_part(part) for part in entry["parts"]),
             )
             for entry in index["instructions"]
         )
-        image = Image(**{key: index["image"][key] for key in Image.__dataclass_fields__})
-        used = {name: entry["used"] for name, entry in index["memory"].items()}
-        output = (index["output"]["tensor"], index["output"]["length"])
+        _check_steps(steps, len(words))
+        image = Image(
+            *(_count(index["image"][key], f"Image {key}", 1) for key in Image.__dataclass_fields__)
+        )
+        assert PatchEmbedSpec(patch=image.patch, channels=image.channels)  # or ValueError
+        if image.height % image.patch or image.width % image.patch:
+            raise ValueError(f"Image must be whole patches of {image.patch} pixels, not {image!r}")
+        used = {name: _count(entry["used"], f"Use of {name}") for name, entry in index["memory"].items()}
+        output = (str(index["output"]["tensor"]), _count(index["output"]["length"], "Outputs", 1))
         notes = {key: index[key] for key in ("model", "preset", "bundle")}
         return cls(spec, words, steps, image, used, output, notes)
+
+
+def _count(value: Any, what: str, low: int = 0) -> int:
+    return integer(value, what, low, (1 << 32) - 1)
+
+
+def _part(entry: Mapping[str, Any]) -> Part:
+    part = Part(**entry)
+    for name in ("row", "rows", "column", "columns"):
+        _count(getattr(part, name), f"{name} of a part")
+    if not isinstance(part.tensor, str) or not isinstance(part.sums, bool):
+        raise TypeError(f"Part must name a tensor and say whether of sums, not {part!r}")
+    return part
+
+
+def _check_steps(steps: tuple[Step, ...], words: int) -> None:
+    """Raise ValueError unless instructions from HEAD to END follow each other and are all of the stream."""
+    ends = [step.instruction.op for step in steps[:1] + steps[-1:]]
+    if ends != [Op.HEAD, Op.END]:
+        raise ValueError(f"Instructions must be from HEAD to END, not {[op.name for op in ends]!r}")
+    place = 0
+    for step in steps:
+        if step.word != place:
+            raise ValueError(f"Instructions must follow each other, not begin at {step.word} after {place}")
+        place += step.words
+    if place != words:
+        raise ValueError(f"Instructions must be {words} words together, not {place}")
 
 
 def _check_files(path: Path, files: Mapping[str, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,7 @@ def read_checkpoint(path: Path) -> State:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
+            _check_archive(path)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's remarks on pickle protocols
                 content = torch.load(path, map_location="cpu", weights_only=True)
@@ -63,6 +65,14 @@ def read_checkpoint(path: Path) -> State:
     except Exception as error:  # a parser fed with rubbish may raise anything
         raise UserError(f"Checkpoint {str(path)!r} is damaged or of another format.") from error
     return _unwrap(content, path)
+
+
+def _check_archive(path: Path) -> None:
+    """Raise ValueError for an archive that unpacks to more than it is: torch packs without compression."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+                raise ValueError("Archive must hold its files as they are")
 
 
 def _unwrap(content: Any, path: Path) -> State:
@@ -82,7 +92,9 @@ def _unwrap(content: Any, path: Path) -> State:
             )
         if not value.is_floating_point():
             raise UserError(f"Tensor {key!r} of the checkpoint must be float, not {value.dtype}.")
-        if not bool(torch.isfinite(value).all()):
+        if not _is_plain(value):
+            raise UserError(f"Tensor {key!r} of the checkpoint must be stored element by element.")
+        if not bool(torch.isfinite(value.float()).all()):
             raise UserError(
                 f"Tensor {key!r} of the checkpoint must be finite: it holds NaN or infinity."
             )
@@ -90,6 +102,12 @@ def _unwrap(content: Any, path: Path) -> State:
         if all(key.startswith(prefix) for key in content):
             content = {key.removeprefix(prefix): value for key, value in content.items()}
     return {key: value.float() for key, value in content.items()}
+
+
+def _is_plain(value: torch.Tensor) -> bool:
+    """Whether every element of a tensor lies in the file: none that is sparse, nested, a view of few."""
+    plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_nested
+    return plain and value.nbytes <= value.untyped_storage().nbytes()
 
 
 def _is_mapping(value: Any) -> bool:

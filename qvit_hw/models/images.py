@@ -202,7 +202,9 @@ def open_picture(path: Path, channels: int) -> Image.Image:
                 elif picture.mode in ("I", "F"):
                     raise UserError(f"Image {str(path)!r} must have 8 or 16 bits a sample, not 32.")
                 return picture.convert({1: "L", 3: "RGB"}[channels])
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a decoder fed with rubbish may raise anything
         raise UserError(
             f"Image {str(path)!r} cannot be read: it is damaged or no image."
         ) from error

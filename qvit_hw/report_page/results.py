@@ -7,7 +7,6 @@ one `UserError` here, never a blank in the page.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -17,6 +16,8 @@ from typing import Any, NoReturn
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+
+from golden.tensorfile import read_json
 
 from ..errors import UserError
 
@@ -153,7 +154,7 @@ def load_results(folder: Path) -> Results:
     if not folder.is_dir():
         raise UserError(f"Results folder {str(folder)!r} does not exist.")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{str(folder)!r} holds no results.json: is it simulate's --out?") from None
     except (OSError, ValueError) as error:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+
+from golden.tensorfile import read_json
 
 from ..compiler.program import Program
 from ..errors import UserError
@@ -77,7 +78,7 @@ def load_run(folder: Path, program: Program) -> RunRecord:
     if not folder.is_dir():
         raise UserError(f"Run folder {str(folder)!r} does not exist.")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{str(folder)!r} holds no {RUN}: is it run's --out?") from None
     except (OSError, ValueError) as error:
