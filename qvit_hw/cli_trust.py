@@ -75,9 +75,17 @@ def cost(
     accept: Annotated[
         bool, typer.Option("--accept", help="Record what was measured as the new baseline.")
     ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the README's table and nothing else.")
+    ] = False,
+    liberty: Annotated[
+        Path | None,
+        typer.Option(help="Standard cells of asic, a Liberty file.  [default: Debian's qflow-tech-osu018]"),
+    ] = None,
 ) -> int:
     """Size and frequency of the units with open tools, beside the recorded baseline and the peers."""
-    return _run("cost", out=out, op=op, lanes=lanes, target=target, jobs=jobs, accept=accept)
+    options = {"op": op, "lanes": lanes, "target": target, "jobs": jobs, "accept": accept}
+    return _run("cost", out=out, **options, markdown=markdown, liberty=liberty)
 
 
 @app.command()
