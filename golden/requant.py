@@ -21,7 +21,7 @@ import numpy.typing as npt
 from golden.arrays import Params, fitting, narrowest, rows_for, scratch, tiled
 from golden.bounds import Interval
 from golden.cycles import RowPipeline, stream_pipeline
-from golden.fixedpoint import Ints, integer, integers
+from golden.fixedpoint import Ints, integer, integers, rounding_shift, saturate
 from golden.words import column, signed_word, writes
 
 __all__ = [
@@ -31,11 +31,13 @@ __all__ = [
     "Finish",
     "RequantParams",
     "RequantSpec",
+    "RequantTrace",
     "Rescaler",
     "corner_rows",
     "factor",
     "requant_pipeline",
     "requantise",
+    "requantise_trace",
 ]
 
 MULTIPLIER = Interval(1 << 15, (1 << 16) - 1)
@@ -234,6 +236,23 @@ def requantise(acc: Ints, spec: RequantSpec, params: RequantParams) -> Ints:
     if channels not in (1, a.shape[-1]):
         raise ValueError(f"Channels must be {channels}, not {a.shape[-1]!r}")
     return rescale(a.reshape(-1, channels)).reshape(a.shape)
+
+
+@dataclass(frozen=True)
+class RequantTrace:
+    """Every intermediate value of a requantisation; int64."""
+
+    product: npt.NDArray[np.int64]
+    code: npt.NDArray[np.int64]
+
+
+def requantise_trace(acc: Ints, spec: RequantSpec, params: RequantParams) -> RequantTrace:
+    """:func:`requantise` as its formula has it, with every intermediate value."""
+    params.check(spec)
+    a = fitting(acc, "Accumulators", spec.acc_bits).astype(np.int64)
+    product = a * integers(params.multiplier, "Multiplier")
+    rounded = rounding_shift(product, params.shift)
+    return RequantTrace(product, saturate(rounded + params.zero_point, spec.out_bits))
 
 
 def _rescaler(spec: RequantSpec, params: RequantParams) -> Rescaler:

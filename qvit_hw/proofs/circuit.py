@@ -77,7 +77,7 @@ class Circuit:
             script = [
                 f"read_rtlil {folder / 'unit.il'}",
                 *before,
-                "hierarchy -top top; proc; flatten; opt_clean",
+                "hierarchy -top top; proc -norom; flatten; opt_clean",
                 *exposed,
                 "memory_dff; memory_collect; memory_nordff; async2sync; dffunmap; opt_clean",
                 f"write_btor {folder / 'unit.btor'}",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be proven, as data: a claim, what it covers, and the check that finds a counterexample or none."""
+"""What is to be proven, as data: a claim, what it covers, and the check that looks for a counterexample."""
 
 from __future__ import annotations
 
