@@ -36,7 +36,7 @@ __all__ = ["JSON", "PAGE", "SCHEMA", "Proof", "document", "page", "run"]
 
 PAGE, JSON, SCHEMA = "proofs.html", "proofs.json", "qvit-hw proofs 1"
 PACKAGES = ("pyosys", "bitwuzla")
-MODULES = ("qvit_hw.proofs.arithmetic",)
+MODULES = ("qvit_hw.proofs.arithmetic", "qvit_hw.proofs.softmax")
 
 
 @dataclass(frozen=True)

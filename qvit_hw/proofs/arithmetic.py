@@ -33,7 +33,7 @@ from qvit_hw.proofs.symbolic import Row
 from rtl.gelu import GeluTable
 from rtl.residual import PtfResidual
 
-__all__ = ["properties"]
+__all__ = ["claim", "packed", "params", "properties"]
 
 ALL = "all inputs"
 PORTS = (27, 18)
@@ -204,12 +204,12 @@ def requant_lane(spec: RequantSpec, port_bits: int, case: Case) -> list[Claim]:
     when = {"acc": 0, "m_": 0, "n": 0, "z": 6}
     inputs = {name: [(when[name], symbol)] for name, symbol in given.items()}
     found = case.run(bench(shapes, build), inputs, {"code": (7, True)})
-    params = _params(multiplier=given["m_"], shift=given["n"], zero_point=given["z"])
-    trace = case.golden(requantise_trace)(given["acc"], spec, params)
+    given_params = params(multiplier=given["m_"], shift=given["n"], zero_point=given["z"])
+    trace = case.golden(requantise_trace)(given["acc"], spec, given_params)
     return [Claim("code", found["code"], trace.code)]
 
 
-def _params(**fields: Any) -> Any:
+def params(**fields: Any) -> Any:
     """Parameters of golden that are symbols: whatever the specs admit is legal already."""
     return SimpleNamespace(check=lambda _: None, **fields)
 
@@ -272,8 +272,8 @@ def residual_lane(spec: ResidualSpec, port_bits: int, case: Case) -> list[Claim]
     inputs = {name: [(cycles[name], symbol)] for name, symbol in given.items()}
     found = case.run(circuit, inputs, {"y": (10, True)})
     names = ("in_zero_point", "in_shift", "gain", "multiplier", "shift", "out_shift", "zero_point")
-    params = _params(channels=1, **{name: given[name] for name in names})
-    trace = case.golden(residual_trace)(Row.of([given["code"]]), Row.of([given["acc"]]), spec, params)
+    given_params = params(channels=1, **{name: given[name] for name in names})
+    trace = case.golden(residual_trace)(Row.of([given["code"]]), Row.of([given["acc"]]), spec, given_params)
     return [Claim("code", found["y"], trace.code[0])]
 
 
@@ -305,7 +305,7 @@ def gelu_address(spec: golden.gelu.GeluSpec, case: Case) -> list[Claim]:
 
     writes = [word(first + base, values[0]), word(second + base, values[1]), word(commit, 0)]
     one, idle = symbols.number(1), symbols.number(0)
-    beat = _packed(case, [(code, spec.in_bits), (1, 1), (1, 1)])
+    beat = packed(case, [(code, spec.in_bits), (1, 1), (1, 1)])
     inputs = {
         "params__valid": [*((n, one) for n in range(3)), (3, idle), (4, idle)],
         "params__payload": list(enumerate(writes)),
@@ -320,7 +320,7 @@ def gelu_address(spec: golden.gelu.GeluSpec, case: Case) -> list[Claim]:
     return [Claim("valid", found["o__valid"], one), Claim("code", got, wanted)]
 
 
-def _packed(case: Case, fields: Sequence[tuple[Any, int]]) -> Any:
+def packed(case: Case, fields: Sequence[tuple[Any, int]]) -> Any:
     """Fields as the payload of a stream has them, the first in the lowest bits."""
     bits = None
     for value, width in fields:

@@ -93,13 +93,35 @@ class Case:
         inputs: (cycle, symbol) of each port, None for every cycle; whatever else enters is arbitrary, as is
         the first state unless ``reset``.  registers: what some of them hold in that first state.
         """
+        seen = self.run_all(
+            circuit,
+            inputs,
+            1 + max(when for when, _ in outputs.values()),
+            registers=registers,
+            reset=reset,
+        )
+        return {
+            name: self.symbols.of(seen[when][name], signed=signed)
+            for name, (when, signed) in outputs.items()
+        }
+
+    def run_all(
+        self,
+        circuit: Circuit,
+        inputs: Mapping[str, Sequence[tuple[int | None, Symbol]]],
+        cycles: int,
+        *,
+        registers: Mapping[str, Symbol] | None = None,
+        reset: bool = True,
+    ) -> list[dict[str, Bits]]:
+        """All outputs of so many cycles; the rest as in :meth:`run`."""
         state = circuit.initial(self.logic) if reset else self._anything(circuit)
         for name, symbol in (registers or {}).items():
             number = next(number for number, called in circuit.states.items() if called == name)
             state[number] = self.symbols.wide(symbol, state[number].width)
         multiply = self._product if self._numbers is None else None
-        found = {}
-        for cycle in range(1 + max(when for when, _ in outputs.values())):
+        found = []
+        for cycle in range(cycles):
 
             def given(name: str, width: int, cycle: int = cycle) -> Bits:
                 for when, symbol in inputs.get(name, ()):
@@ -110,9 +132,7 @@ class Case:
                 return self.logic.free(width, name) if self._numbers is None else self.logic.const(0, width)
 
             seen, state = circuit.step(self.logic, state, given, multiply)
-            for name, (when, signed) in outputs.items():
-                if when == cycle:
-                    found[name] = self.symbols.of(seen[name], signed=signed)
+            found.append(seen)
         return found
 
     def _anything(self, circuit: Circuit) -> State:

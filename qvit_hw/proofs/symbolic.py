@@ -29,6 +29,8 @@ class Symbol:
 
     def __init__(self, symbols: Symbols, bits: Bits, low: int, high: int) -> None:
         self._of, self.bits, self.low, self.high = symbols, bits, low, high
+        self.above: frozenset[Symbol] = frozenset()
+        """Symbols that are never larger, because this is a maximum of them."""
 
     def min(self) -> int:
         """The interval's lower end."""
@@ -120,7 +122,8 @@ class Row(np.ndarray[Any, Any]):
         if axis is None:
             return max(value.high for value in self.flat)
         assert self.ndim == 1
-        largest = reduce(self.flat[0]._of.larger, self.flat)
+        first = self.flat[0]
+        largest = reduce(first._of.larger, self.flat, first)
         return Row.of([largest]) if keepdims else largest
 
     def min(self, *_: Any, **__: Any) -> Any:
@@ -201,6 +204,8 @@ class Symbols:
         a, b = self.number(x), self.number(y)
         ends = (a.low + b.low, a.high + b.high) if op == "add" else (a.low - b.high, a.high - b.low)
         width = max(_width(*ends), a.bits.width, b.bits.width)
+        if op == "sub" and b in a.above:
+            ends = max(ends[0], 0), ends[1]
         return self._made(self.logic.apply(op, self.wide(a, width), self.wide(b, width)), *ends)
 
     def times(self, x: Any, y: Any) -> Any:
@@ -262,7 +267,7 @@ class Symbols:
     def choose(self, condition: Any, x: Any, y: Any) -> Any:
         """``x`` where the condition holds, else ``y``."""
         if isinstance(condition, bool | np.bool_):
-            return x if condition else y
+            return self.number(x if condition else y)
         a, b = self.number(x), self.number(y)
         low, high = min(a.low, b.low), max(a.high, b.high)
         width = _width(low, high)
@@ -272,10 +277,10 @@ class Symbols:
     def larger(self, x: Any, y: Any) -> Symbol:
         """The larger of two."""
         a, b = self.number(x), self.number(y)
-        if a.low >= b.high or b.low >= a.high:
-            return a if a.low >= b.high else b
         found = self.choose(self.compare("sgt", a, b), a, b)
-        return self._made(found.bits, max(a.low, b.low), max(a.high, b.high))
+        made = self._made(found.bits, max(a.low, b.low), max(a.high, b.high))
+        made.above = a.above | b.above | {a, b}
+        return made
 
     def smaller(self, x: Any, y: Any) -> Symbol:
         """The smaller of two."""
