@@ -235,7 +235,13 @@ class Logic:
         if address.value is not None:
             return self._word(memory, address.value)
         if memory.address_bits > EXPANDED:
-            return Bits(memory.width, None, self._select(self._array(memory), address))
+            if not isinstance(memory.base, Bits):
+                return Bits(memory.width, None, self._select(self._array(memory), address))
+            found = memory.base
+            for place, word in memory.words.items():
+                hit = self.apply("eq", address, self.const(place, memory.address_bits))
+                found = self.choose(hit, word, found)
+            return found
         words = [self._word(memory, place) for place in range(1 << memory.address_bits)]
         for bit in range(memory.address_bits):
             chosen = self.slice(address, bit, bit)
