@@ -8,8 +8,8 @@ a host in Python, ``tb_accelerator_outside``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from golden.accelerator import AcceleratorSpec
 from sim.bench import JOB_VARIABLE, PROGRESS_FILE
-from sim.runner import RunFailed, Simulation, Style, build, run_tests, watched
+from sim.runner import NOISE, RunFailed, Simulation, Style, build, run_tests, watched
 from sim.session import Bus, Memory, Outcome, Session
 from sim.tools import Tools
 
@@ -52,16 +52,28 @@ STYLES = {
 
 
 def build_bench(
-    tools: Tools, verilog: str, spec: AcceleratorSpec, folder: Path, top: str = TOP
+    tools: Tools,
+    verilog: str,
+    spec: AcceleratorSpec,
+    folder: Path,
+    top: str = TOP,
+    *,
+    noise: bool = False,
 ) -> Simulation:
-    """The simulator of an accelerator's Verilog in a bench, compiled now or found in the cache."""
+    """The simulator of an accelerator's Verilog in a bench, compiled now or found in the cache.
+
+    noise: Verilator begins with noise in whatever the Verilog does not initialise.
+    """
     bench = Path(__file__).with_name(f"{top}.sv").read_text(encoding="utf-8")
     bits = (0x4000 + 4 * spec.outputs * spec.size - 1).bit_length()
     source = folder / f"{top}.v"
     source.write_text(
         f"`define SIZE {spec.size}\n`define AXIL_BITS {bits}\n{bench}\n{verilog}", encoding="utf-8"
     )
-    return build(tools, source, top, style=STYLES[top])
+    style = STYLES[top]
+    if noise:
+        style = replace(style, verilator=(*style.verilator, *NOISE))
+    return build(tools, source, top, style=style)
 
 
 def simulate(
@@ -73,19 +85,21 @@ def simulate(
     bus: Bus | None = None,
     dump: bool = False,
     progress: Callable[[int], None] | None = None,
+    plusargs: Sequence[str] = (),
 ) -> list[tuple[Outcome | None, str | None]]:
     """Do all runs; return the outcome of each (None if abandoned or stuck) and its fault, None if it passed.
 
     dump: leave what the units computed in ``folder``, :func:`dumped`.  progress: called with cycles.
+    plusargs: more of them for the simulator.
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     memory.write(folder / "memory.bin")
     session.write(folder)
     bus = bus or Bus()
-    plusargs = [f"+memory={folder / 'memory.bin'}", f"+words={memory.words}"]
-    plusargs += [f"+{name}={value}" for name, value in asdict(bus).items()]
-    plusargs += [f"+dump={folder}/"] if dump else []
+    told = [*plusargs, f"+memory={folder / 'memory.bin'}", f"+words={memory.words}"]
+    told += [f"+{name}={value}" for name, value in asdict(bus).items()]
+    told += [f"+dump={folder}/"] if dump else []
     module = "sim.tb_accelerator"
     names = [f"{module}.runs/index={index}" for index in range(len(session.runs))]
     with watched(folder / PROGRESS_FILE, progress):
@@ -95,7 +109,7 @@ def simulate(
             names,
             folder,
             env={JOB_VARIABLE: str(folder)},
-            plusargs=plusargs,
+            plusargs=told,
         )
     return [(Outcome.read(folder, index), faults[name]) for index, name in enumerate(names)]
 

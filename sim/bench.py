@@ -18,7 +18,17 @@ from cocotb.triggers import RisingEdge
 from sim.axil import OKAY, AxiLite
 from sim.compare import compare
 from sim.job import Case, Job, Outcome, Unit, Words
-from sim.stream import PERIOD, Sink, Source, StabilityChecker, cycle_now, pack, stalls, unpack
+from sim.stream import (
+    PERIOD,
+    KnownChecker,
+    Sink,
+    Source,
+    StabilityChecker,
+    cycle_now,
+    pack,
+    stalls,
+    unpack,
+)
 
 __all__ = ["JOB_VARIABLE", "PROGRESS_FILE", "Bench", "load_job", "run_case"]
 
@@ -46,6 +56,7 @@ class Bench:
         self.source = Source(dut, clock, has_user=unit.has_mask)
         self.sink = Sink(dut, clock)
         self.axil = AxiLite(dut, clock)
+        self.knows = False  # whether unknown values are watched for
         self.probes: dict[str, list[int]] = {probe["name"]: [] for probe in unit.probes}
 
     async def start(self) -> None:
@@ -68,6 +79,9 @@ class Bench:
                     raise AssertionError(f"{name} is high in cycle {cycle} of a reset")
         self.dut.aresetn.value = 1
         await self.edge
+        if "icarus" in cocotb.SIM_NAME.lower() and not self.knows:
+            self.knows = True
+            cocotb.start_soon(KnownChecker(self.dut, self.dut.aclk).watch())
 
     async def set_params(self, words: Words) -> None:
         """Write parameter words; all must be accepted."""

@@ -30,7 +30,17 @@ from sim.bench import JOB_VARIABLE, PROGRESS_FILE
 from sim.job import Job, Outcome
 from sim.tools import Tools
 
-__all__ = ["RunFailed", "Simulation", "Style", "build", "cache_folder", "run_job", "run_tests", "watched"]
+__all__ = [
+    "NOISE",
+    "RunFailed",
+    "Simulation",
+    "Style",
+    "build",
+    "cache_folder",
+    "run_job",
+    "run_tests",
+    "watched",
+]
 
 CACHE_LIMIT = 96
 """Compiled simulators that are kept; the ones used longest ago go first."""
@@ -64,6 +74,10 @@ ROW_UNIT = Style(
     )
 )
 """-O1 compiles in two thirds of the time of -O2 and runs as fast: most of the time is Python's."""
+
+
+NOISE = ("--x-assign", "unique", "--x-initial", "unique")
+"""Arguments of Verilator: noise in whatever Verilog does not initialise, by ``+verilator+seed+N``."""
 
 
 class RunFailed(Exception):
@@ -274,6 +288,7 @@ def run_job(
     *,
     waveform: Path | None = None,
     progress: Callable[[int], None] | None = None,
+    plusargs: Sequence[str] = (),
 ) -> list[tuple[Outcome, str | None]]:
     """Run every case of a job; return what each measured, and its fault or None."""
     folder = folder.resolve()
@@ -288,6 +303,7 @@ def run_job(
             names,
             folder,
             env={JOB_VARIABLE: str(folder)},
+            plusargs=plusargs,
             seed=job.seed,
             waveform=waveform,
         )

@@ -7,7 +7,7 @@ command line and the tests; whatever the spec does not admit is left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from golden.cycles import OUTPUT_DEPTH
+from golden.worst import worst_layernorm, worst_softmax
 from sim.job import Case, Pattern, Unit
 from sim.operators import Operator, Row, operator
 
@@ -26,6 +27,10 @@ LENGTHS = (1, 49, 197, 257, 577)
 PLAIN_LENGTH = 197
 SHARES = (0.1, 0.5, 0.9)
 BURST = 24
+WORST: dict[str, Callable[[Any], list[Any]]] = {"softmax": worst_softmax, "layernorm": worst_layernorm}
+"""Operators of which the worst rows are kept (``golden.worst``)."""
+FOREIGN = 64
+"""Elements of a row that is worst for another spec."""
 EXTREMES = ("largest variance", "one hot", "uniform")
 TOO_LONG = 1
 """Status bit: a row was too long."""
@@ -144,6 +149,20 @@ def tables(op: Operator, lanes: int, witnesses: list[Row]) -> Case:
     return case_of("tables", rows, op, lanes)
 
 
+def worst_rows(unit: Unit, op: Operator, longest: int | None = None) -> Case:
+    """The rows on which the numbers are known to be most wrong, of this spec in full, of others in part."""
+    rows = []
+    for worst in WORST[unit.op](op.spec):
+        count = min(worst.elements.size, longest or op.longest)
+        count = count if worst.own else min(count, FOREIGN)
+        params = worst.params
+        if unit.op == "layernorm":
+            columns = {name: getattr(params, name)[:count] for name in ("shift", "gain", "offset")}
+            params = replace(params, **columns)
+        rows.append(Row(worst.elements[:count], params))
+    return case_of("worst_rows", rows, op, unit.lanes)
+
+
 def buffer_full(op: Operator, lanes: int, seed: int) -> Case:
     """More rows than the unit's buffers hold, against an output that is hardly ever taken."""
     pipeline = op.pipeline(lanes)
@@ -239,4 +258,6 @@ def scenarios(
     cases.append(corners(op, lanes, corner_length))
     if witnesses := op.witnesses(lanes):
         cases.append(tables(op, lanes, witnesses))
+    if unit.op in WORST:
+        cases.append(worst_rows(unit, op, corner_length))
     return cases

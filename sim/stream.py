@@ -23,6 +23,7 @@ from sim.job import Pattern
 __all__ = [
     "PERIOD",
     "Beats",
+    "KnownChecker",
     "Sink",
     "Source",
     "StabilityChecker",
@@ -296,3 +297,39 @@ class StabilityChecker:
                 if now != held:
                     raise AssertionError(f"{self.prefix} changed before tready rose")
             held = [signal.value for signal in payload] if offered and ready.value != 1 else None
+
+
+@dataclass
+class KnownChecker:
+    """Watches the ports that a unit drives: none may be X, handshakes at any time, payloads while valid.
+
+    For a simulator in which what was never written is X.
+    """
+
+    dut: Any
+    clock: Any
+
+    HANDSHAKES = (
+        *("s_axis_tready", "m_axis_tvalid", "s_axil_awready", "s_axil_wready", "s_axil_bvalid"),
+        *("s_axil_arready", "s_axil_rvalid"),
+    )
+    PAYLOADS = (
+        ("m_axis_tvalid", ("m_axis_tdata", "m_axis_tkeep", "m_axis_tlast")),
+        ("s_axil_bvalid", ("s_axil_bresp",)),
+        ("s_axil_rvalid", ("s_axil_rdata", "s_axil_rresp")),
+    )
+
+    async def watch(self) -> None:
+        """Run for ever; AssertionError when a port is unknown that must not be."""
+        dut, edge = self.dut, RisingEdge(self.clock)
+        always = [(name, getattr(dut, name)) for name in self.HANDSHAKES]
+        offered = [
+            (getattr(dut, valid), [(name, getattr(dut, name)) for name in names])
+            for valid, names in self.PAYLOADS
+        ]
+        while True:
+            await edge
+            watched = [*always, *(pair for valid, pairs in offered if valid.value == 1 for pair in pairs)]
+            for name, signal in watched:
+                if not signal.value.is_resolvable:
+                    raise AssertionError(f"{name} is {signal.value} in cycle {cycle_now()}")

@@ -4,6 +4,7 @@
 import pytest
 from report_samples import make_bundle
 from sim_units import FAULTS, edit, make_unit, simulate
+from unknowns import uninitialised, without_reset
 
 from golden.gelu import GeluSpec
 from golden.layernorm import LayerNormSpec
@@ -44,6 +45,38 @@ def test_stream_units(op, spec, lanes, tmp_path):
     cases = [case for case in scenarios(unit, rows=2) if case.name in SHORT]
     assert len(cases) == len(SHORT)
     simulate(unit, cases, tmp_path / "run", "icarus")
+
+
+UNKNOWN = {
+    # All channels of a beat have parameters: 0 << X is 0 in hardware, and X in Icarus.
+    "softmax": (SoftmaxSpec(max_tokens=40), 4, ("no_stall", "mixed_lengths", "reset_after_40")),
+    "layernorm": (LayerNormSpec(max_channels=24), 3, ("no_stall", "stall_both_0.5", "reset_after_40")),
+    "gelu": (GeluSpec(in_bits=6), 2, ("no_stall",)),
+    "requant": (RequantSpec(acc_bits=24), 2, ("no_stall",)),
+    "residual": (ResidualSpec(), 2, ("no_stall",)),
+}
+
+
+def unknown(op, folder, change=lambda text: text):
+    """Simulate a unit whose registers and memories begin as X; no port it drives may be X after reset."""
+    spec, lanes, names = UNKNOWN[op]
+    unit = make_unit(op, spec, lanes, folder)
+    unit.verilog.write_text(change(uninitialised(unit.verilog.read_text())))
+    cases = [case for case in scenarios(unit, rows=2) if case.name in names]
+    assert len(cases) == len(names)
+    simulate(unit, cases, folder / "run", "icarus")
+
+
+@pytest.mark.parametrize("op", UNKNOWN)
+def test_nothing_is_unknown_after_reset(op, tmp_path):
+    unknown(op, tmp_path)
+
+
+@pytest.mark.parametrize("register", ["used", "s_axil_rvalid", "rows"])
+def test_a_register_without_its_reset_is_found(register, tmp_path):
+    """Its X reaches a handshake, or a register that is read."""
+    with pytest.raises(AssertionError, match="no_stall"):
+        unknown("gelu", tmp_path, lambda text: without_reset(text, register))
 
 
 def test_the_command_runs_it_and_sees_a_bug(tmp_path):
