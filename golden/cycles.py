@@ -17,8 +17,8 @@ from golden.fixedpoint import integer
 __all__ = ["OUTPUT_DEPTH", "QUEUE_DEPTH", "RowPipeline", "RowTiming", "stream_pipeline", "tree_levels"]
 
 QUEUE_DEPTH = 32
-"""Rows that may wait between two phases; it binds only where dozens of rows of a few beats follow
-a row of very many."""
+"""Rows that have arrived and are not yet read for the last time; it binds only where dozens of rows of
+a few beats follow a row of very many."""
 OUTPUT_DEPTH = 16
 """Beats of a unit's output queue: more than the cycles from the last read of a beat to its transfer."""
 
@@ -69,21 +69,17 @@ class RowPipeline:
     def schedule(self, lengths: Sequence[int], start: int = 0) -> list[RowTiming]:
         """Timing of rows of these lengths, one after the other, the first beat at cycle ``start``."""
         rows: list[RowTiming] = []
-        starts: list[list[int]] = [[] for _ in self.waits]
         accepted, busy = start, [start] * len(self.waits)
         for index, length in enumerate(lengths):
             beats = self.beats(length)
             first = accepted
             if self.waits and index >= QUEUE_DEPTH:
-                first = max(first, starts[0][index - QUEUE_DEPTH] + 1)
+                first = max(first, rows[index - QUEUE_DEPTH].last_out - self.drain + 1)
             last = first + beats - 1
             accepted = last + 1
             begin, done = first, last
             for phase, wait in enumerate(self.waits):
                 begin = max(done + wait, busy[phase])
-                if phase + 1 < len(self.waits) and index >= QUEUE_DEPTH:
-                    begin = max(begin, starts[phase + 1][index - QUEUE_DEPTH] + 1)
-                starts[phase].append(begin)
                 done = begin + beats - 1
                 busy[phase] = done + 1
             rows.append(RowTiming(first, last, begin + self.drain, done + self.drain))

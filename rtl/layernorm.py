@@ -30,7 +30,16 @@ from golden.layernorm import (
     layernorm_pipeline,
 )
 from rtl.arith import look_up, normalise, product, shift_right, square
-from rtl.row import OUTPUT_DEPTH, PARAM_WRITE, OutputQueue, RowStore, delayed, popcount, tree
+from rtl.row import (
+    OUTPUT_DEPTH,
+    PARAM_WRITE,
+    OutputQueue,
+    RowStore,
+    delayed,
+    popcount,
+    row_places,
+    tree,
+)
 
 __all__ = ["PtfLayerNorm"]
 
@@ -144,11 +153,13 @@ class PtfLayerNorm(wiring.Component):
         """
         spec, lanes, bounds = self._spec, self._lanes, self._spec.bounds
         beat, taken = self.i.payload, Signal()
+        m.submodules.queued = queued = row_places()
         m.d.comb += [
-            self.i.ready.eq(rows.room),
+            self.i.ready.eq(rows.room & queued.room),
             taken.eq(self.i.valid & self.i.ready),
             rows.take.eq(taken),
-            rows.take_last.eq(beat.last),
+            queued.take.eq(taken & beat.last),
+            queued.give.eq(rows.done),
         ]
         opening = Signal(init=1)
         with m.If(taken):

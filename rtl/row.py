@@ -15,15 +15,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Module, Mux, Shape, Signal, Value
+from amaranth.hdl import Module, Signal, Value
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from golden.cycles import OUTPUT_DEPTH, QUEUE_DEPTH
 
-__all__ = ["OUTPUT_DEPTH", "PARAM_WRITE", "Credits", "OutputQueue", "RowStore", "delayed", "popcount", "tree"]
+__all__ = [
+    "OUTPUT_DEPTH",
+    "PARAM_WRITE",
+    "Credits",
+    "OutputQueue",
+    "Queue",
+    "RowStore",
+    "delayed",
+    "popcount",
+    "row_places",
+    "tree",
+]
 
 PARAM_WRITE = data.StructLayout({"address": 14, "data": 32})
 """One write of a unit's parameter port: word address and value."""
@@ -62,23 +72,72 @@ def popcount(bits: Value) -> Value:
 
 
 class Credits(wiring.Component):
-    """Count of free places: ``room`` while one is free, ``take`` uses one, ``give`` returns one.
+    """Free ones of ``count`` places: ``room`` while one is free, ``take`` uses one, ``give`` returns one.
+
+    ``count`` is a power of two; ``free``: whether the places are free at first. (The items of a queue are
+    such places: writing one gives, reading one takes, and there is none at first.)
+
+    ``room`` is a register with no logic behind it. It falls when the last place is taken, which two
+    counters tell: they only go up, and equality is cheaper than a difference that goes up and down.
 
     Members: ``room : Out(1)``, ``take : In(1)`` (only while ``room``), ``give : In(1)``.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, free: bool = True) -> None:
         self._count = count
-        super().__init__({"room": Out(1), "take": In(1), "give": In(1)})
+        super().__init__({"room": Out(1, init=free), "take": In(1), "give": In(1)})
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        used = Signal(range(self._count + 1))
-        with m.If(self.take & ~self.give):
-            m.d.sync += used.eq(used + 1)
-        with m.Elif(self.give & ~self.take):
-            m.d.sync += used.eq(used - 1)
-        m.d.comb += self.room.eq(used != self._count)
+        given = Signal(range(self._count))
+        next_taken = Signal(range(self._count), init=1)  # one ahead of what has been taken
+        with m.If(self.give):
+            m.d.sync += [given.eq(given + 1), self.room.eq(1)]
+        with m.Elif(self.take & (next_taken == given)):
+            m.d.sync += self.room.eq(0)
+        with m.If(self.take):
+            m.d.sync += next_taken.eq(next_taken + 1)
+        return m
+
+
+def row_places() -> Credits:
+    """A unit's count of rows: taken with the last beat that arrives, given back with the last that is read
+    for the last time. Each of its stores then has a descriptor for every row.
+    """
+    return Credits(QUEUE_DEPTH)
+
+
+class Queue(wiring.Component):
+    """Short queue in LUT RAM that shows its oldest entry; ``depth`` is a power of two.
+
+    There is no full: whoever writes has promised itself the place (:class:`Credits`).
+
+    Members: ``write : In(1)``, ``entry : In(layout)``, ``valid : Out(1)``, ``head : Out(layout)``,
+    ``pop : In(1)`` (only while ``valid``).
+    """
+
+    def __init__(self, layout: Any, depth: int) -> None:
+        self._layout, self._depth = layout, depth
+        ports = {"write": In(1), "entry": In(layout), "valid": Out(1), "head": Out(layout)}
+        super().__init__({**ports, "pop": In(1)})
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        m.submodules.storage = storage = Memory(shape=self._layout, depth=self._depth, init=[])
+        m.submodules.items = items = Credits(self._depth, free=False)
+        writer, reader = storage.write_port(), storage.read_port(domain="comb")
+        m.d.comb += [
+            items.give.eq(self.write),
+            items.take.eq(self.pop),
+            self.valid.eq(items.room),
+            writer.en.eq(self.write),
+            writer.data.eq(self.entry),
+            self.head.eq(reader.data),
+        ]
+        with m.If(self.write):
+            m.d.sync += writer.addr.eq(writer.addr + 1)
+        with m.If(self.pop):
+            m.d.sync += reader.addr.eq(reader.addr + 1)
         return m
 
 
@@ -107,17 +166,18 @@ class OutputQueue(wiring.Component):
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        m.submodules.queue = queue = SyncFIFO(width=self._layout.size, depth=self._depth)
+        m.submodules.queue = queue = Queue(self._layout, self._depth)
         m.submodules.credits = credits = Credits(self._depth)
+        transfer = self.o.valid & self.o.ready
         m.d.comb += [
-            queue.w_data.eq(self.payload.as_value()),
-            queue.w_en.eq(self.write),
-            self.o.payload.as_value().eq(queue.r_data),
-            self.o.valid.eq(queue.r_rdy),
-            queue.r_en.eq(self.o.ready),
+            queue.write.eq(self.write),
+            queue.entry.eq(self.payload),
+            queue.pop.eq(transfer),
+            self.o.payload.eq(queue.head),
+            self.o.valid.eq(queue.valid),
             self.room.eq(credits.room),
             credits.take.eq(self.take),
-            credits.give.eq(self.o.valid & self.o.ready),
+            credits.give.eq(transfer),
         ]
         return m
 
@@ -125,13 +185,13 @@ class OutputQueue(wiring.Component):
 class RowStore(wiring.Component):
     """Ring of beats and queue of row descriptors between two phases.
 
-    Writing phase: ``take`` with ``take_last`` claims a place (only while ``room``); ``write`` stores
-    ``beat_in`` later, in order; ``count`` marks a beat at the stage where the row's statistic is
-    complete, and with ``count_last`` the descriptor ``row_in`` is queued.
+    Writing phase: ``take`` claims a place (only while ``room``); ``write`` stores ``beat_in`` later, in
+    order; ``count`` marks a beat at the stage where the row's statistic is complete, and with
+    ``count_last`` the descriptor ``row_in`` is queued: its place is one of :func:`row_places`.
 
-    Reading phase: from the cycle after that, ``step`` goes high for each beat of the row while
-    ``go``, with ``step_last`` for its last; a cycle later ``valid``, ``first``, ``last``,
-    ``beat_out`` and ``row_out`` describe it. Rows follow each other without a gap.
+    Reading phase: from the cycle after that, ``step`` goes high for each beat of the row while ``go``,
+    ``done`` with the last of them; a cycle later ``valid``, ``first``, ``last``, ``beat_out`` and
+    ``row_out`` describe it. Rows follow each other without a gap.
 
     Parameters: layouts of a beat and of a descriptor, ``max_beats`` of a row, ``slack`` beats that
     the ring holds beyond a whole row (the phase's latency, so that it never fills by itself).
@@ -151,7 +211,6 @@ class RowStore(wiring.Component):
             {
                 "room": Out(1),
                 "take": In(1),
-                "take_last": In(1),
                 "write": In(1),
                 "beat_in": In(beat),
                 "count": In(1),
@@ -159,7 +218,7 @@ class RowStore(wiring.Component):
                 "row_in": In(row),
                 "go": In(1),
                 "step": Out(1),
-                "step_last": Out(1),
+                "done": Out(1),
                 "valid": Out(1),
                 "first": Out(1),
                 "last": Out(1),
@@ -171,67 +230,53 @@ class RowStore(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         m.submodules.beats = beats = Credits(self._depth)
-        m.submodules.rows = rows = Credits(QUEUE_DEPTH)
         m.d.comb += [
-            self.room.eq(beats.room & rows.room),
+            self.room.eq(beats.room),
             beats.take.eq(self.take),
-            rows.take.eq(self.take & self.take_last),
             beats.give.eq(self.step),
         ]
-        head, pop = self._descriptors(m)
-        m.d.comb += rows.give.eq(pop)
-
-        # `left` counts the beats still to be read after this one.
-        busy = Signal()
-        left = Signal(range(max(self._max_beats, 2)))
+        end = Signal(self._depth.bit_length() - 1)
+        layout = data.StructLayout({"row": self._row, "end": end.shape()})
+        m.submodules.queue = queue = Queue(layout, QUEUE_DEPTH)
+        # Beats are counted in the order of their places: the count is where a row ends.
+        with m.If(self.count):
+            m.d.sync += end.eq(end + 1)
+        opening, closing, place = Signal(init=1), Signal(), self._ring(m)
         m.d.comb += [
-            self.step.eq((busy | head.valid) & self.go),
-            pop.eq(self.step & ~busy),
-            self.step_last.eq(Mux(busy, left == 1, head.payload.more == 0)),
+            queue.write.eq(self.count & self.count_last),
+            queue.entry.row.eq(self.row_in),
+            queue.entry.end.eq(end),
+            self.step.eq(queue.valid & self.go),
+            closing.eq(place == queue.head.end),
+            self.done.eq(self.step & closing),
+            queue.pop.eq(self.done),
         ]
         with m.If(self.step):
-            m.d.sync += [
-                left.eq(Mux(busy, left - 1, head.payload.more)),
-                busy.eq(~self.step_last),
-            ]
-        with m.If(pop):
-            m.d.sync += self.row_out.eq(head.payload.row)
-        m.d.sync += [self.valid.eq(self.step), self.first.eq(pop), self.last.eq(self.step_last)]
-        self._ring(m)
+            m.d.sync += opening.eq(closing)
+        m.d.sync += [
+            self.row_out.eq(queue.head.row),
+            self.valid.eq(self.step),
+            self.first.eq(opening),
+            self.last.eq(closing),
+        ]
         return m
 
-    def _descriptors(self, m: Module) -> tuple[Any, Signal]:
-        """The queue of descriptors, each with the row's beats less one; its head and its pop."""
-        more = Signal(range(max(self._max_beats, 2)))
-        with m.If(self.count):
-            m.d.sync += more.eq(Mux(self.count_last, 0, more + 1))
-        layout = data.StructLayout({"row": self._row, "more": Shape.cast(more.shape())})
-        m.submodules.queue = queue = SyncFIFO(width=layout.size, depth=QUEUE_DEPTH)
-        entry = Signal(layout)
-        head = stream.Signature(layout).create(path=("head",))
-        pop = Signal()
-        m.d.comb += [
-            entry.row.eq(self.row_in),
-            entry.more.eq(more),
-            queue.w_data.eq(entry.as_value()),
-            queue.w_en.eq(self.count & self.count_last),
-            head.payload.as_value().eq(queue.r_data),
-            head.valid.eq(queue.r_rdy),
-            queue.r_en.eq(pop),
-        ]
-        return head, pop
-
-    def _ring(self, m: Module) -> None:
-        """The beats: one write port, one read port, as a block RAM has them."""
-        m.submodules.ring = ring = Memory(shape=self._beat, depth=self._depth, init=[])
-        writer, reader = ring.write_port(), ring.read_port()
+    def _ring(self, m: Module) -> Signal:
+        """The beats: one write port, one read port, as a block RAM has them; the place read next."""
+        attrs = {"no_rw_check": 1}  # what is being written is never read
+        m.submodules.ring = ring = Memory(
+            shape=self._beat, depth=self._depth, init=[], attrs=attrs
+        )
+        writer, reader = ring.write_port(), ring.read_port(domain="comb")
+        stored = Signal(self._beat, reset_less=True)
         m.d.comb += [
             writer.en.eq(self.write),
             writer.data.eq(self.beat_in),
-            reader.en.eq(self.step),
-            self.beat_out.eq(reader.data),
+            self.beat_out.eq(stored),
         ]
         with m.If(self.write):
             m.d.sync += writer.addr.eq(writer.addr + 1)
         with m.If(self.step):
-            m.d.sync += reader.addr.eq(reader.addr + 1)
+            m.d.sync += [reader.addr.eq(reader.addr + 1), stored.eq(reader.data)]
+        place: Signal = reader.addr
+        return place

@@ -16,7 +16,16 @@ from amaranth.lib.wiring import In, Out
 from golden.cycles import RowPipeline, tree_levels
 from golden.softmax import ALIGN_STEPS, SoftmaxSpec, softmax_pipeline
 from rtl.arith import look_up
-from rtl.row import OUTPUT_DEPTH, PARAM_WRITE, OutputQueue, RowStore, delayed, tree
+from rtl.row import (
+    OUTPUT_DEPTH,
+    PARAM_WRITE,
+    Credits,
+    OutputQueue,
+    RowStore,
+    delayed,
+    row_places,
+    tree,
+)
 
 __all__ = ["Log2Softmax"]
 
@@ -95,14 +104,20 @@ class Log2Softmax(wiring.Component):
         m.submodules.output = output = OutputQueue(
             self.o.signature.members["payload"].shape, OUTPUT_DEPTH
         )
-        self._maximum(m, scores)
+        m.submodules.rows = rows = row_places()
+        self._maximum(m, scores, rows)
         self._exponentials(m, scores, distances)
         self._codes(m, distances, output)
+        m.d.comb += rows.give.eq(distances.done)
         wiring.connect(m, output.o, wiring.flipped(self.o))
         return m
 
-    def _maximum(self, m: Module, scores: RowStore) -> None:
-        """Phase 1: store the beat as it arrives; the largest active score of the row."""
+    def _maximum(self, m: Module, scores: RowStore, rows: Credits) -> None:
+        """Phase 1: store the beat as it arrives; the largest active score of the row.
+
+        Scores are compared with their sign bit flipped: then 0 is the lowest, and comparing them is a
+        borrow and nothing more.
+        """
         spec, lanes = self._spec, self._lanes
         beat, taken = self.i.payload, Signal()
         align = Signal(range(ALIGN_STEPS))  # F - f
@@ -110,9 +125,9 @@ class Log2Softmax(wiring.Component):
         with m.If(self.params.valid & (self.params.payload.address == 0)):
             m.d.sync += align.eq(spec.frac_bits - self.params.payload.data[:3])
         m.d.comb += [
-            self.i.ready.eq(scores.room),
+            self.i.ready.eq(scores.room & rows.room),
             scores.take.eq(taken),
-            scores.take_last.eq(beat.last),
+            rows.take.eq(taken & beat.last),
             scores.write.eq(taken),
             scores.beat_in.score.eq(beat.score),
             scores.beat_in.active.eq(beat.keep & ~beat.mask),
@@ -125,12 +140,11 @@ class Log2Softmax(wiring.Component):
             with m.If(opening):
                 m.d.sync += row_align.eq(align)
 
-        lowest = spec.bounds["score"].low
         candidates = []
         for lane in range(lanes):
-            candidate = Signal(signed(spec.score_bits), name=f"candidate_{lane}")
+            candidate = Signal(spec.score_bits, name=f"candidate_{lane}", reset_less=True)
             active = scores.beat_in.active[lane]
-            m.d.sync += candidate.eq(Mux(active, beat.score[lane], lowest))
+            m.d.sync += candidate.eq(Mux(active, _flipped(beat.score[lane]), 0))
             candidates.append(candidate)
         largest = tree(m, candidates, lambda a, b: Mux(a > b, a, b), "largest")
         levels = tree_levels(lanes)
@@ -138,12 +152,14 @@ class Log2Softmax(wiring.Component):
         counted = delayed(m, Cat(taken, taken & beat.last), 2 + levels, "counted")
         align_now = delayed(m, row_align, 1 + levels, "row_align")
 
+        maximum = Signal(spec.score_bits)
         probe_maximum = Signal(signed(spec.score_bits))
         probe_maximum_valid = Signal()
         with m.If(delayed(m, taken, 1 + levels, "arrived")):
-            with m.If(first | (largest > probe_maximum)):
-                m.d.sync += probe_maximum.eq(largest)
+            with m.If(first | (largest > maximum)):
+                m.d.sync += maximum.eq(largest)
         m.d.comb += [
+            probe_maximum.eq(_flipped(maximum)),
             probe_maximum_valid.eq(counted.all()),
             scores.count.eq(counted[0]),
             scores.count_last.eq(counted[1]),
@@ -154,15 +170,10 @@ class Log2Softmax(wiring.Component):
     def _exponentials(self, m: Module, scores: RowStore, distances: RowStore) -> None:
         """Phase 2: distances from the maximum, their exponentials, the sum and its logarithm."""
         spec, lanes = self._spec, self._lanes
-        m.d.comb += [
-            scores.go.eq(distances.room),
-            distances.take.eq(scores.step),
-            distances.take_last.eq(scores.step_last),
-        ]
+        m.d.comb += [scores.go.eq(distances.room), distances.take.eq(scores.step)]
         # Block RAMs answer late in the cycle: their output goes straight into a register.
-        beat = Signal.like(scores.beat_out, name="beat")
-        row = Signal.like(scores.row_out, name="row")
-        m.d.sync += [beat.eq(scores.beat_out), row.eq(scores.row_out)]
+        beat = delayed(m, scores.beat_out, 1, "beat")
+        row = delayed(m, scores.row_out, 1, "row")
         align = delayed(m, row.align, 1, "align")
         terms = []
         for lane in range(lanes):
@@ -170,7 +181,7 @@ class Log2Softmax(wiring.Component):
             active = Signal(name=f"active_{lane}")
             m.d.sync += [gap.eq(row.maximum - beat.score[lane]), active.eq(beat.active[lane])]
             aligned = Array(gap << step for step in range(ALIGN_STEPS))[align]
-            distance = Signal(spec.distance_bits, name=f"distance_{lane}")
+            distance = Signal(spec.distance_bits, name=f"distance_{lane}", reset_less=True)
             m.d.sync += distance.eq(aligned)
             with m.If(~active | aligned[spec.distance_bits :].any()):
                 m.d.sync += distance.eq(spec.bounds["distance"].high)
@@ -214,25 +225,28 @@ class Log2Softmax(wiring.Component):
     def _logarithm(
         self, m: Module, total: Signal, ended: Value, distances: RowStore
     ) -> None:
-        """L in three cycles: leading one, bits behind it, table; the rounding half is added to it.
+        """L in three cycles: down to the leading one by 4s, by 1s, and what the table tells of the bits
+        behind it; the rounding half is added to it.
 
         A total below 1.0 is 0 (all masked), and 0 has L = 0 by the table's first entry.
         """
         spec = self._spec
         point = spec.exp_bits - 1
-        whole = Signal(range(max(len(total) - point, 2)))
-        for position in range(1, len(total) - point):  # later ones win: the leading one
-            with m.If(total[point + position]):
-                m.d.sync += whole.eq(position)
-        with m.If(~total[point + 1 :].any()):
-            m.d.sync += whole.eq(0)
-        shifted = delayed(m, total[point - spec.log_index_bits :], 1, "total")
+        behind = point - spec.log_index_bits
+        window = Signal(spec.log_index_bits + 4)  # the leading one is in the upper four
+        fours = Signal(range(max(-(-(len(total) - point) // 4), 2)))
+        m.d.sync += [window.eq(total[behind:]), fours.eq(0)]
+        for four in range(1, -(-(len(total) - point) // 4)):  # later ones win
+            with m.If(total[point + 4 * four : point + 4 * four + 4].any()):
+                m.d.sync += [window.eq(total[behind + 4 * four :]), fours.eq(four)]
+        upper, ones = window[spec.log_index_bits :], Signal(2)
+        m.d.comb += ones.eq(Mux(upper[2:].any(), Cat(upper[3], 1), upper[1]))
         index = Signal(spec.log_index_bits)
-        m.d.sync += index.eq(shifted >> whole)
+        whole = Signal(spec.bounds["log_total"].bits - spec.frac_bits or 1)
+        m.d.sync += [index.eq(window >> ones), whole.eq(Cat(ones, fours))]
         probe_log_total = Signal(spec.bounds["log_total"].bits)
         probe_log_total_valid = Signal()
-        whole_now = delayed(m, whole, 1, "whole")
-        m.d.sync += probe_log_total.eq(Cat(look_up(spec.log2, index, spec.frac_bits), whole_now))
+        m.d.sync += probe_log_total.eq(Cat(look_up(spec.log2, index, spec.frac_bits), whole))
         counted = delayed(m, ended, 3, "row_ended")
         m.d.comb += [
             probe_log_total_valid.eq(counted[1]),
@@ -245,14 +259,20 @@ class Log2Softmax(wiring.Component):
         """Phase 3: add, shift, saturate."""
         spec = self._spec
         m.d.comb += [distances.go.eq(output.room), output.take.eq(distances.step)]
-        beat = Signal.like(distances.beat_out, name="stored")
+        beat = delayed(m, distances.beat_out, 1, "stored")
         log_total = delayed(m, distances.row_out.log_total, 1, "log_total")
-        m.d.sync += beat.eq(distances.beat_out)
+        code = Signal.like(output.payload.code, reset_less=True)
+        m.d.comb += output.payload.code.eq(code)
         for lane in range(self._lanes):
             rounded = (log_total + beat.distance[lane]) >> spec.code_shift
-            m.d.sync += output.payload.code[lane].eq(rounded)
+            m.d.sync += code[lane].eq(rounded)
             with m.If(rounded[spec.code_bits :].any()):
-                m.d.sync += output.payload.code[lane].eq(spec.last_code)
+                m.d.sync += code[lane].eq(spec.last_code)
         valid, last = delayed(m, Cat(distances.valid, distances.last), 2, "result")
         m.d.sync += output.payload.keep.eq(beat.keep)
         m.d.comb += [output.payload.last.eq(last), output.write.eq(valid)]
+
+
+def _flipped(score: Value) -> Value:
+    """``score`` with its sign bit flipped: unsigned in the same order, or signed again."""
+    return Cat(score[:-1], ~score[-1])

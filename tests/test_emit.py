@@ -28,7 +28,7 @@ BUDGET = {
     "DECLFILENAME": (0, 1),
     "INITIALDLY": (0, 14),
     "PROCASSINIT": (31, 290),
-    "UNUSEDSIGNAL": (50, 260),
+    "UNUSEDSIGNAL": (55, 260),
     "WIDTHEXPAND": (11, 48),
 }
 
