@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from qvit_hw.proofs import queues
 from qvit_hw.proofs.logic import Bits
 from qvit_hw.proofs.property import Counterexample, Property
 from qvit_hw.proofs.runs import COUNT_BITS, Run, Trace
@@ -328,7 +329,7 @@ STALLED = 6
 
 def properties() -> list[Property]:
     """All of them."""
-    return [each for name in SUBJECTS for each in _of_unit(name)]
+    return [*queues.properties(), *(each for name in SUBJECTS for each in _of_unit(name))]
 
 
 def _of_unit(name: str) -> list[Property]:
