@@ -36,7 +36,7 @@ from qvit_hw.models.images import load_images
 from qvit_hw.network import LayerNorm, Network, Node, Scores, split_heads
 from qvit_hw.observation import Observations
 from qvit_hw.plan import count_tokens
-from qvit_hw.presets import adapt, find_preset
+from qvit_hw.presets import adapt, find_preset, with_settings
 from qvit_hw.references import (
     layernorm_metrics,
     layernorm_vectors,
@@ -76,17 +76,20 @@ def run(
     calibration: int = CALIBRATION_IMAGES,
     vector_images: int | None = None,
     affine: str = "dyadic",
+    settings: list[str] | None = None,
     budget: str | None = None,
     score: str | None = None,
 ) -> int:
     """Calibrate ``model`` and write the bundle ``out``; return the exit status, 0.
 
+    settings: widths other than the preset's, see :func:`qvit_hw.presets.with_settings`.
     budget, score: for widths layer by layer, see :mod:`qvit_hw.budget` and :mod:`qvit_hw.allocation`; the
     score is "error" unless told otherwise, and there is none without a budget.
     Raises UserError, with nothing written, for any input that will not do.
     """
     out = Path(out)
     chosen = adapt(find_preset(preset), weights, reparam, bias_correction, observer, refit)
+    chosen = with_settings(chosen, settings or ())
     layernorm_spec = chosen.layernorm_spec(affine)
     if chosen.golden_only:
         check_options(
@@ -98,6 +101,7 @@ def run(
                 "--reparam": bool(reparam),
                 "--bias-correction": bias_correction,
                 "--refit": bool(refit),
+                "--set": bool(settings),
             }
         )
     if score is not None and budget is None:

@@ -210,6 +210,15 @@ def calibrate(
         typer.Option(help="Images to record vectors from.  [default: for 257 rows]"),
     ] = None,
     affine: Annotated[str, typer.Option(help="LayerNorm's last step: dyadic or shift.")] = "dyadic",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Other than the preset's: base=sqrt2, code_bits=5, score_bits, frac_bits, exp_bits, "
+            "log_index_bits, table_bits, weight_bits, act_bits, gelu_bits, residual_bits; again for more.",
+            show_default=False,
+        ),
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -241,6 +250,7 @@ def calibrate(
         calibration=calibration,
         vector_images=vector_images,
         affine=affine,
+        settings=settings,
         budget=budget,
         score=score,
         out=out,

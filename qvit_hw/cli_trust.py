@@ -100,9 +100,36 @@ def explore(
         typer.Option(help="Optuna storage that processes share; a file in the folder.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 1,
+    lanes: Annotated[
+        list[int] | None,
+        typer.Option(help="Only these lanes; may be given again.  [default: 1, 2, 4, 8]", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Images that judge: digits, bundled or a folder.", show_default=False),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many of them, spread evenly.", show_default=False)
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images to calibrate on; without it, bundled ones.", show_default=False),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights of the bundle's model, if a file.", show_default=False)
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Let timm download the model's weights.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(help="Units of a point that are mapped side by side.")] = 2,
+    frequency: Annotated[
+        bool, typer.Option("--frequency", help="Place and route on ECP5, too, which is slow.")
+    ] = False,
 ) -> int:
     """Search presets, widths, tables and lanes for accuracy against area, frequency and cycles."""
-    return _run("explore", bundle=bundle, out=out, trials=trials, storage=storage, seed=seed)
+    options = {"bundle": bundle, "out": out, "trials": trials, "storage": storage, "seed": seed}
+    more = {"data": data, "limit": limit, "images": images, "lanes": lanes, "checkpoint": checkpoint}
+    return _run("explore", **options, **more, pretrained=pretrained, jobs=jobs, frequency=frequency)
 
 
 @app.command()

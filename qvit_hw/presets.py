@@ -28,6 +28,7 @@ for refitting them to the codes that they get.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -38,10 +39,24 @@ from qvit_hw.errors import UserError
 from qvit_hw.observers import OBSERVERS
 from qvit_hw.weights import METHODS
 
-__all__ = ["AFFINES", "DEFAULT", "PRESETS", "Preset", "adapt", "find_preset"]
+__all__ = ["AFFINES", "DEFAULT", "PRESETS", "SETTINGS", "Preset", "adapt", "find_preset", "with_settings"]
 
 AFFINES = ("dyadic", "shift")
 DEFAULT = "w8a8p4"
+SETTINGS: Mapping[str, tuple[int, int] | tuple[str, ...]] = {
+    "base": ("2", "sqrt2"),
+    "code_bits": (3, 6),
+    "score_bits": (8, 16),
+    "frac_bits": (2, 6),
+    "exp_bits": (12, 18),
+    "log_index_bits": (2, 10),
+    "table_bits": (4, 9),
+    "weight_bits": (3, 8),
+    "act_bits": (4, 8),
+    "gelu_bits": (4, 10),
+    "residual_bits": (8, 16),
+}
+"""What :func:`with_settings` sets: the range of a width, or the words that there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +66,8 @@ class Preset:
     weight_bits: weights, symmetric per output channel, 3 to 8.  head_bits: those of the patch embedding and
     the head.  act_bits: codes between operators, q, k and v included, 4 to 8.  gelu_bits: input of the
     GELU table, 4 to 10.  residual_bits (8 to 16) and max_shift: PTF codes of the residual stream.  base,
-    code_bits, score_bits, frac_bits: see :class:`SoftmaxSpec`.  reparam: LayerNorm's outputs get a scale per
+    code_bits, score_bits, frac_bits, exp_bits, log_index_bits: see :class:`SoftmaxSpec`.  table_bits: see
+    :class:`LayerNormSpec`.  reparam: LayerNorm's outputs get a scale per
     channel, folded into the layer behind it: 0 none, 1 each its own; clip: within this factor of their mean
     (see :mod:`qvit_hw.quantize`).
     weights: a method of :mod:`qvit_hw.weights`.  observer: of :mod:`qvit_hw.observers`.
@@ -70,6 +86,9 @@ class Preset:
     gelu_bits: int = 8
     residual_bits: int = 8
     max_shift: int = 3
+    exp_bits: int = 15
+    log_index_bits: int = 8
+    table_bits: int = 6
     reparam: float = 0.0
     clip: float | None = None
     weights: Literal["minmax", "omse", "gptq"] = "minmax"
@@ -87,6 +106,7 @@ class Preset:
             out_bits=self.act_bits,
             max_shift=self.max_shift,
             affine=cast(Literal["dyadic", "shift"], affine),
+            table_bits=self.table_bits,
         )
 
     def softmax_spec(self) -> SoftmaxSpec:
@@ -96,6 +116,8 @@ class Preset:
             code_bits=self.code_bits,
             score_bits=self.score_bits,
             frac_bits=self.frac_bits,
+            exp_bits=self.exp_bits,
+            log_index_bits=self.log_index_bits,
         )
 
     def gelu_spec(self) -> GeluSpec:
@@ -154,3 +176,28 @@ def adapt(
         observer=observer or preset.observer,
         refit=preset.refit if refit is None else refit,
     )
+
+
+def with_settings(preset: Preset, settings: Sequence[str]) -> Preset:
+    """Return the preset with other widths or another base, each "NAME=VALUE"; UserError for bad ones."""
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, sign, value = setting.partition("=")
+        if not sign or name not in SETTINGS:
+            names = ", ".join(SETTINGS)
+            raise UserError(f"Setting must be NAME=VALUE with a name of {names}, not {setting!r}.")
+        low, high = SETTINGS[name][0], SETTINGS[name][-1]
+        if isinstance(low, str):
+            if value not in SETTINGS[name]:
+                raise UserError(f"Setting {name} must be one of {low}, {high}, not {value!r}.")
+            found[name] = value
+        else:
+            if not (value.isascii() and value.isdecimal() and low <= int(value) <= int(high)):
+                raise UserError(f"Setting {name} must be from {low} to {high}, not {value!r}.")
+            found[name] = int(value)
+    made = replace(preset, **found)
+    try:
+        made.softmax_spec()
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
+    return made

@@ -10,7 +10,7 @@ import pytest
 from golden.layernorm import LayerNormSpec
 from qvit_hw import presets
 from qvit_hw.errors import UserError
-from qvit_hw.presets import AFFINES, DEFAULT, PRESETS, adapt, find_preset
+from qvit_hw.presets import AFFINES, DEFAULT, PRESETS, SETTINGS, adapt, find_preset, with_settings
 
 
 def table():
@@ -98,3 +98,34 @@ def test_adapt():
             adapt(preset, refit=refit)
     with pytest.raises(UserError, match=r"^Observer must be one of minmax, .*, not 'mean'\.$"):
         adapt(preset, observer="mean")
+
+
+def test_settings_change_widths_and_nothing_else():
+    preset = find_preset("w8a8p4")
+    assert with_settings(preset, []) == preset
+    changed = with_settings(preset, ["base=sqrt2", "code_bits=5", "exp_bits=12", "table_bits=5"])
+    assert changed == replace(preset, base="sqrt2", code_bits=5, exp_bits=12, table_bits=5)
+    assert changed.softmax_spec() == replace(
+        preset.softmax_spec(), base="sqrt2", code_bits=5, exp_bits=12
+    )
+    assert changed.layernorm_spec("shift").table_bits == 5
+    assert with_settings(preset, ["act_bits=6", "act_bits=7"]).act_bits == 7
+
+
+def test_every_setting_reaches_both_ends_and_no_further():
+    for name, ends in SETTINGS.items():
+        preset = replace(find_preset("w8a8p4"), log_index_bits=10, frac_bits=2)
+        for end in (ends[0], ends[-1]):
+            assert getattr(with_settings(preset, [f"{name}={end}"]), name) == end
+        for value in ("", "x", *((f"{ends[0] - 1}", f"{ends[-1] + 1}") if name != "base" else ())):
+            with pytest.raises(UserError, match=rf"^Setting {name} must be .*, not '{value}'\.$"):
+                with_settings(preset, [f"{name}={value}"])
+
+
+def test_settings_that_will_not_do_are_refused():
+    preset = find_preset("w8a8p4")
+    for setting in ("code_bits", "lanes=4", "=5"):
+        with pytest.raises(UserError, match=rf"^Setting must be NAME=VALUE .*, not '{setting}'\.$"):
+            with_settings(preset, [setting])
+    with pytest.raises(UserError, match=r"^Logarithm index width must be .*5.*\.$"):
+        with_settings(preset, ["frac_bits=5", "log_index_bits=4"])
