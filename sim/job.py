@@ -48,6 +48,8 @@ class Unit:
     registers: dict[str, int]
     probes: list[dict[str, Any]]
     adapter: int
+    spans: list[tuple[int, int, str]]
+    """Offset, words and access of each register and table."""
 
 
 def load_unit(entry: dict[str, Any], folder: Path) -> Unit:
@@ -67,6 +69,7 @@ def load_unit(entry: dict[str, Any], folder: Path) -> Unit:
         registers={register["name"]: register["offset"] for register in entry["registers"]},
         probes=entry["probes"],
         adapter=entry["cycles"]["adapter"],
+        spans=[(each["offset"], each["words"], each["access"]) for each in entry["registers"]],
     )
 
 

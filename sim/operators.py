@@ -26,7 +26,14 @@ from golden.layernorm import (
     layernorm_trace,
 )
 from golden.layernorm import corner_rows as layernorm_corners
-from golden.requant import MULTIPLIER, RequantParams, RequantSpec, requant_pipeline, requantise
+from golden.requant import (
+    MULTIPLIER,
+    SHIFT,
+    RequantParams,
+    RequantSpec,
+    requant_pipeline,
+    requantise,
+)
 from golden.requant import corner_rows as requant_corners
 from golden.residual import (
     ResidualParams,
@@ -214,6 +221,11 @@ def _requant(spec: RequantSpec) -> Operator:
         multiplier, shift = (np.repeat(x, acc.size) for x in (given.multiplier, given.shift))
         return Row(acc.reshape(-1), replace(given, multiplier=multiplier, shift=shift))
 
+    # The largest shift leaves nothing of an accumulator but the rounding of its sign.
+    largest = RequantParams(
+        multiplier=np.array([MULTIPLIER.high]), shift=np.array([SHIFT.high]), zero_point=1
+    )
+    furthest = ("N at its end", across(np.array([acc.low, -1, 0, acc.high]), largest))
     return Operator(
         spec=spec,
         longest=TABLE_WORDS,
@@ -224,7 +236,7 @@ def _requant(spec: RequantSpec) -> Operator:
         trace=lambda row: requantise(row.elements, spec, cut(row)),
         random_params=params,
         params_of=RequantParams.from_words,
-        corners=lambda: [(n, across(x, p)) for n, x, p in requant_corners(spec)],
+        corners=lambda: [*((n, across(x, p)) for n, x, p in requant_corners(spec)), furthest],
         witnesses=lambda _: [],
         masks=False,
     )

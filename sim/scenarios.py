@@ -20,7 +20,7 @@ from golden.worst import worst_layernorm, worst_softmax
 from sim.job import Case, Pattern, Unit
 from sim.operators import Operator, Row, operator
 
-__all__ = ["LENGTHS", "Operator", "Row", "back_to_back", "case_of", "operator", "scenarios"]
+__all__ = ["LENGTHS", "Operator", "Row", "back_to_back", "case_of", "length_classes", "operator", "scenarios"]
 
 LENGTHS = (1, 49, 197, 257, 577)
 """Row lengths of real networks; the lengths around ``lanes`` join them."""
@@ -213,6 +213,36 @@ def too_long(op: Operator, lanes: int, seed: int) -> Case:
     return case
 
 
+def length_classes(lanes: int, longest: int) -> dict[str, tuple[int, int]]:
+    """Classes of row lengths, first and last length of each, those that differ and exist."""
+    classes = {
+        "one": (1, 1),
+        "lanes - 1": (lanes - 1, lanes - 1),
+        "lanes": (lanes, lanes),
+        "lanes + 1": (lanes + 1, lanes + 1),
+        "longer": (lanes + 2, longest - 1),
+        "longest": (longest, longest),
+    }
+    found: dict[str, tuple[int, int]] = {}
+    for name, (low, high) in classes.items():
+        if 1 <= low <= high <= longest and (low, high) not in found.values():
+            found[name] = low, high
+    return found
+
+
+def crossed(op: Operator, lanes: int, seed: int) -> list[Case]:
+    """Every class of length with the parameters of the row before and with new ones, against every stall."""
+    cases = []
+    for name, sides in (("none", ()), ("in", ("in",)), ("out", ("out",)), ("both", ("in", "out"))):
+        rows = _Maker(op, seed, lanes).rows([1])
+        for turn, (low, high) in enumerate(length_classes(lanes, op.longest).values()):
+            length = min((low + high) // 2, 5 * lanes + 1) if low < high else low
+            rows += _Maker(op, seed + turn, length).rows([length, length])
+        stalled = {f"stall_{side}": Pattern(0.4, 2) for side in sides}
+        cases.append(case_of(f"crossed_{name}", rows, op, lanes, **stalled))
+    return cases
+
+
 def scenarios(
     unit: Unit, *, seed: int = 1, rows: int = 12, corner_length: int | None = None
 ) -> list[Case]:
@@ -250,7 +280,7 @@ def scenarios(
     long = [*make.rows([min(577, op.longest)]), *mixed[:few]]
     for after in (1, 2, 40, 200):
         cases.append(case_of(f"reset_after_{after}", long, op, lanes, reset_after=after))
-    cases += [params_overlap(op, lanes, seed), buffer_full(op, lanes, seed)]
+    cases += [params_overlap(op, lanes, seed), buffer_full(op, lanes, seed), *crossed(op, lanes, seed)]
     if op.longest > lanes:
         cases.append(params_early(op, lanes, seed))
     cases.append(case_of("ready_late", mixed[:few], op, lanes, ready_late=True))

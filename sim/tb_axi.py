@@ -14,6 +14,7 @@ from sim.stream import pack, stalls
 
 JOB = load_job()
 IDENTITY = 0x51564954
+ADDRESS_BITS = 16
 TOO_LONG, BAD_KEEP, OUTSIDE = 1, 2, 4
 NAMES = {"2": 0, "sqrt2": 1, "dyadic": 0, "shift": 1}
 
@@ -87,6 +88,21 @@ async def refused(dut: Any) -> None:
         )
         assert await axil.write(first + 4 * entries, 0) == DECERR
     assert await axil.read(registers["id"]) == (IDENTITY, OKAY)
+
+
+@cocotb.test()
+async def decoded(dut: Any) -> None:
+    """Registers and tables begin and end where the map says; no address with one wrong bit is theirs."""
+    bench, spans = await started(dut), JOB.unit.spans
+    edges = {at for base, words, _ in spans for at in (base, base + 4 * words - 4, base + 4 * words)}
+    near = {at ^ (1 << bit) for at in edges for bit in range(2, ADDRESS_BITS)} | edges
+    for address in sorted(at for at in near if at < 1 << ADDRESS_BITS):
+        access = [kind for base, words, kind in spans if base <= address < base + 4 * words]
+        read = {"RO": OKAY, "RW1C": OKAY, "WO": SLVERR}[access[0]] if access else DECERR
+        assert (await bench.axil.read(address))[1] == read, f"read of {address:#x}"
+        # Without its strobes a write does nothing.
+        write = SLVERR if access else DECERR
+        assert await bench.axil.write(address, 0, 0) == write, f"write of {address:#x}"
 
 
 @cocotb.test()

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Breaks the units in small ways and counts how many of the mutants their testbenches see.
+
+    python -m qvit_hw.mutate [--only softmax] [--count 100] [--seed 1] [--jobs 2] [--out build/mutation]
+
+writes ``mutation.json`` and ``mutation.html``. A mutant is a bit of a cell's port that is inverted, constant
+or depends on another bit (Yosys ``mutate``). It is killed if a test fails, if the simulator gives up, or
+if no test ends; else it is compared with the unit: equal for all inputs and for ever ("proven"), equal
+for all inputs within some cycles from reset ("bounded"), or neither, which counts against the testbench.
+The score is what was killed of what is not equivalent. Exit status: 1 if the score of a unit is below
+``BAR``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from qvit_hw.errors import UserError
+from qvit_hw.mutation.equivalence import Judge, Verdict
+from qvit_hw.mutation.schemata import Mutant, Schemata, schemata
+from qvit_hw.mutation.subjects import ROW_UNITS, Subject
+from qvit_hw.outputs import check_folder, made_folder, told, write_files
+from qvit_hw.report_page import frame
+from qvit_hw.simulate import find_tools
+from sim.mutants import ControlFailed, Fate
+from sim.runner import RunFailed
+from sim.tools import Tools
+
+__all__ = ["BAR", "run"]
+
+BAR = 0.97
+"""Share of the mutants that are not equivalent which the tests of a unit must kill."""
+SUBJECTS: tuple[Subject, ...] = ROW_UNITS
+COMPARING = 40
+"""Seconds to compare a mutant with its unit."""
+HINTS = {
+    "different": "an input shows it {cycles} cycles after reset: a test is missing",
+    "unknown": "no input shows it within {cycles} cycles of reset; neither proven nor refuted beyond",
+}
+
+
+def run(
+    *,
+    out: Path,
+    only: Sequence[str] | None = None,
+    count: int = 100,
+    seed: int = 1,
+    jobs: int | None = None,
+    subjects: Sequence[Subject] = SUBJECTS,
+    patience: int = COMPARING,
+) -> int:
+    """Make, run and compare the mutants; write the page and its JSON; return the exit status.
+
+    patience: seconds to compare a survivor with its unit.
+    """
+    if count < 1:
+        raise UserError(f"Mutants must be at least 1 of each unit, not {count!r}.")
+    if seed < 0:
+        raise UserError(f"Seed must be at least 0, not {seed!r}.")
+    if jobs is not None and jobs < 1:
+        raise UserError(f"Processes must be at least 1, not {jobs!r}.")
+    wanted = [each for each in subjects if _units(each, only)]
+    if not wanted:
+        known = ", ".join(unit for each in subjects for unit in each.units)
+        raise UserError(f"No unit is called {' or '.join(only or ())!r}: there are {known}.")
+    check_folder(out)
+    tools, workers = find_tools("verilator"), jobs or os.cpu_count() or 1
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    entries: list[dict[str, Any]] = []
+    with made_folder(out), Progress(*columns, console=console) as progress:
+        for subject in wanted:
+            try:
+                entries += _examined(subject, only, count, seed, tools, workers, progress, patience)
+            except (RunFailed, ControlFailed) as error:
+                raise UserError(f"Mutants of {subject.name} cannot be run: {error}") from error
+        document = _document(entries, count, seed, tools)
+        page = _page(document)
+        with told(out):
+            text = json.dumps(document, indent=1) + "\n"
+            write_files({out / "mutation.json": text.encode(), out / "mutation.html": page.encode()})
+    return 0 if document["passed"] else 1
+
+
+def _units(subject: Subject, only: Sequence[str] | None) -> list[str]:
+    """Units of a design that are asked for."""
+    return [unit for unit in subject.units if not only or any(part in unit for part in only)]
+
+
+def _examined(
+    subject: Subject,
+    only: Sequence[str] | None,
+    count: int,
+    seed: int,
+    tools: Tools,
+    workers: int,
+    progress: Progress,
+    patience: int,
+) -> list[dict[str, Any]]:
+    """The mutants of a design and what became of them."""
+    names = _units(subject, only)
+    bar = progress.add_task(f"{subject.name}: mutants", total=None)
+    made = schemata(
+        subject.verilog(), subject.top, count, seed, groups=[subject.units[name] for name in names]
+    )
+    progress.update(bar, total=len(made.mutants))
+    with tempfile.TemporaryDirectory(prefix="qvit-") as work:
+        fates = subject.run(
+            made, Path(work), tools, workers, lambda done: progress.update(bar, completed=done)
+        )
+    verdicts = _compared(subject, made, fates, workers, progress, patience)
+    entries = []
+    for mutant in made.mutants:
+        unit = next(name for name in names if re.fullmatch(subject.units[name], mutant.module))
+        entries.append(_entry(unit, mutant, fates[mutant.number], verdicts.get(mutant.number)))
+    return entries
+
+
+def _compared(
+    subject: Subject,
+    made: Schemata,
+    fates: dict[int, Fate],
+    workers: int,
+    progress: Progress,
+    patience: int,
+) -> dict[int, Verdict]:
+    """Survivors against their unit, several at a time."""
+    survivors = [number for number, fate in fates.items() if not fate.killed]
+    if not survivors:
+        return {}
+    bar = progress.add_task(f"{subject.name}: survivors compared", total=len(survivors))
+    found = {}
+    with tempfile.NamedTemporaryFile("w", suffix=".btor", encoding="utf-8") as file:
+        file.write(made.btor)
+        file.flush()
+        with ProcessPoolExecutor(min(workers, len(survivors))) as pool:
+            asked = [(file.name, number, patience) for number in survivors]
+            for number, verdict in zip(survivors, pool.map(_verdict, asked), strict=True):
+                found[number] = verdict
+                progress.advance(bar)
+    return found
+
+
+@cache
+def _judge(path: str) -> Judge:
+    return Judge(Path(path).read_text(encoding="utf-8"))
+
+
+def _verdict(asked: tuple[str, int, int]) -> Verdict:
+    path, number, patience = asked
+    return _judge(path).verdict(number, seconds=patience)
+
+
+def _entry(unit: str, mutant: Mutant, fate: Fate, verdict: Verdict | None) -> dict[str, Any]:
+    """A mutant as mutation.json has it."""
+    how = fate.how if verdict is None else verdict.how
+    hint = "" if verdict is None else HINTS.get(how, "").format(cycles=verdict.cycles)
+    return {
+        "unit": unit,
+        "number": mutant.number,
+        "module": mutant.module,
+        "cell": mutant.cell,
+        "kind": mutant.kind,
+        "line": mutant.source,
+        "mode": mutant.mode,
+        "what": mutant.text,
+        "fate": {"different": "survived", "unknown": "survived"}.get(how, how),
+        "test": fate.test,
+        "said": fate.said[:300],
+        "cycles": 0 if verdict is None else verdict.cycles,
+        "hint": hint,
+    }
+
+
+def _document(entries: list[dict[str, Any]], count: int, seed: int, tools: Tools) -> dict[str, Any]:
+    """mutation.json."""
+    units = []
+    for name in dict.fromkeys(entry["unit"] for entry in entries):
+        mine = [entry for entry in entries if entry["unit"] == name]
+        fates = Counter(entry["fate"] for entry in mine)
+        killed = fates["killed"] + fates["crashed"] + fates["hung"]
+        faults = killed + fates["survived"]
+        score = killed / faults if faults else 1.0
+        tests = Counter(entry["test"] for entry in mine if entry["fate"] == "killed")
+        units.append(
+            {
+                "unit": name,
+                "mutants": len(mine),
+                "killed": killed,
+                "crashed": fates["crashed"],
+                "hung": fates["hung"],
+                "proven": fates["proven"],
+                "bounded": fates["bounded"],
+                "survived": fates["survived"],
+                "score": score,
+                "passed": score >= BAR,
+                "tests": dict(tests.most_common()),
+            }
+        )
+    return {
+        "schema": "qvit-hw/mutation",
+        "version": 1,
+        "simulator": {"name": tools.name, "version": tools.version},
+        "count": count,
+        "seed": seed,
+        "bar": BAR,
+        "units": units,
+        "mutants": entries,
+        "passed": all(unit["passed"] for unit in units),
+    }
+
+
+def _page(document: dict[str, Any]) -> str:
+    killed = sum(unit["killed"] for unit in document["units"])
+    faults = killed + sum(unit["survived"] for unit in document["units"])
+    return frame.render(
+        "mutation.html.j2",
+        kind="mutants",
+        number=f"{100 * killed / max(faults, 1):.1f} %",
+        of=f"of {faults:,} mutants are found by the testbenches",
+        passed=document["passed"],
+        document=document,
+    )
+
+
+if __name__ == "__main__":
+    from qvit_hw.cli import main
+
+    main("mutate")

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many mutants in one Verilog text, so that one simulator serves all of them.
+
+Yosys lists mutations of the netlist's cells (a bit of a port is inverted, constant, or depends on another
+bit) and applies each behind a control: a mutation is there only while the register ``mutant`` of the top
+has its number. Number 0 is the unit as it is. Hierarchy, ports and the probes' names stay, so that the
+testbenches find what they know.
+
+Left out, because they are no faults of a synchronous design: clocks, and what a memory holds at power-up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CONTROL", "Mutant", "Schemata", "netlist", "schemata"]
+
+CONTROL = "mutant"
+"""The register of the top that chooses."""
+CLOCKS = {"clk", "aclk", "CLK"}
+SPARE = 2
+"""So many times more mutations are listed than asked for: some fall to the rules."""
+PREPARE = (
+    "proc",
+    "setattr -set keep 1 w:probe_*",
+    "opt_expr -full",
+    "opt_merge",
+    "opt_muxtree",
+    "opt_reduce -full",
+    "opt_expr -full",
+    "wreduce",
+    "opt_clean -purge",
+)
+"""Redundancy goes first: what a synthesis would drop cannot be mutated to any effect."""
+FLAT = ("flatten", "memory_dff", "memory_collect", "memory_nordff", "async2sync", "dffunmap", "opt_clean")
+"""From the netlist with its mutants to one that BTOR2 can say."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A mutation: its number, where it is and what it does.
+
+    source: line of the emitted Verilog, 0 if it is not known.
+    """
+
+    number: int
+    module: str
+    cell: str
+    kind: str
+    port: str
+    bit: int
+    mode: str
+    source: int
+    command: str
+
+    @property
+    def text(self) -> str:
+        """What is wrong, in words."""
+        what = {"inv": "inverted", "const0": "always 0", "const1": "always 1"}.get(self.mode)
+        other = f"inverted where bit {self.control} is {self.mode[-1]}"
+        return f"{self.port}[{self.bit}] {what or other}"
+
+    @property
+    def control(self) -> str:
+        """The bit of the same cell that a conditional mutation depends on."""
+        found = re.search(r"-ctrlbit (\d+)", self.command)
+        return found[1] if found else ""
+
+
+@dataclass(frozen=True)
+class Schemata:
+    """Verilog with all mutants in it."""
+
+    verilog: str
+    mutants: tuple[Mutant, ...]
+    btor: str = ""
+    """The same as BTOR2, flat, for :mod:`qvit_hw.mutation.equivalence`."""
+
+
+class _Yosys:
+    """A design in Yosys, quiet."""
+
+    def __init__(self) -> None:
+        from pyosys import libyosys
+
+        self.design: Any = libyosys.Design()
+        self._call = libyosys.Pass.call
+
+    def __call__(self, *commands: str) -> None:
+        for command in commands:
+            self._call(self.design, f"tee -q {command}")
+
+
+def netlist(path: Path, top: str) -> _Yosys:
+    """The design of a Verilog file as cells, redundancy gone."""
+    yosys = _Yosys()
+    yosys(f"read_verilog {path}", f"hierarchy -top {top}", *PREPARE)
+    return yosys
+
+
+def schemata(
+    verilog: str, top: str, count: int, seed: int, *, groups: Sequence[str] = (".*",), flat: str = ""
+) -> Schemata:
+    """Verilog of a top module, with ``count`` mutants of each group of modules.
+
+    groups: expressions that the names of their modules match.  flat: the module that is written as BTOR2; the
+    top without. It is done in a process of its own: what Yosys picks depends on what it has done before.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_made, verilog, top, count, seed, tuple(groups), flat or top).result()
+
+
+def _made(verilog: str, top: str, count: int, seed: int, groups: Sequence[str], flat: str) -> Schemata:
+    """:func:`schemata`, here; the names of cells tell the file that was read, so that it has no folder."""
+    with tempfile.TemporaryDirectory(prefix="qvit-") as name, contextlib.chdir(name):
+        Path("unit.v").write_text(verilog, encoding="utf-8")
+        yosys = netlist(Path("unit.v"), top)
+        kinds = _kinds(yosys.design)
+        chosen: list[Mutant] = []
+        for group in groups:
+            chosen += _listed(yosys, kinds, group, count, seed, len(chosen))
+        width = len(chosen).bit_length()
+        for mutant in chosen:
+            yosys(f"{mutant.command} -ctrl {CONTROL} {width} {mutant.number}")
+        yosys("write_verilog -noattr mutants.v")
+        text = Path("mutants.v").read_text(encoding="utf-8")
+        if flat != top:
+            yosys(f"hierarchy -top {flat}")
+        yosys(*FLAT, "write_btor unit.btor")
+        btor = Path("unit.btor").read_text(encoding="utf-8")
+    return Schemata(_register(text, top), tuple(chosen), btor)
+
+
+def _kinds(design: Any) -> dict[tuple[str, str], str]:
+    """Type of every cell, by module and name."""
+    found = {}
+    for module in design.selected_modules():
+        for cell in module.selected_cells():
+            found[_plain(module.name.str()), cell.name.str()] = _plain(cell.type.str())
+    return found
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("\\")
+
+
+def _listed(
+    yosys: _Yosys, kinds: dict[tuple[str, str], str], group: str, count: int, seed: int, before: int
+) -> list[Mutant]:
+    """``count`` mutants of the modules of a group, numbered behind those ``before``."""
+    modules = sorted({module for module, _ in kinds if re.fullmatch(group, module)})
+    if not modules:
+        raise ValueError(f"A group must have modules, not none as {group!r}")
+    yosys("select -none", *(f"select -add {module}/*" for module in modules))
+    yosys("select -del t:$meminit t:$meminit_v2", f"mutate -list {SPARE * count} -seed {seed} -o list.txt")
+    yosys("select -clear")
+    found: list[Mutant] = []
+    for line in Path("list.txt").read_text(encoding="utf-8").splitlines():
+        mutant = _parsed(line, before + len(found) + 1, kinds)
+        if len(found) < count and mutant is not None:
+            found.append(mutant)
+    return found
+
+
+def _parsed(line: str, number: int, kinds: dict[tuple[str, str], str]) -> Mutant | None:
+    """A line of Yosys's list; None if it mutates a clock."""
+    lexer = shlex.shlex(line, posix=True)
+    lexer.whitespace_split, lexer.escape, lexer.quotes = True, "", ""
+    words = list(lexer)
+    told = {key[1:]: value for key, value in zip(words[1::2], words[2::2], strict=True) if key != "-src"}
+    if {_plain(told["port"]), _plain(told.get("wire", ""))} & CLOCKS:
+        return None
+    lines = [int(at) for at in re.findall(r"-src unit\.v:(\d+)", line)]
+    command = "mutate " + " ".join(
+        f"-{key} {told[key]}"
+        for key in ("mode", "module", "cell", "port", "portbit", "ctrlbit")
+        if key in told
+    )
+    module = _plain(told["module"])
+    return Mutant(
+        number,
+        module,
+        told["cell"],
+        kinds.get((module, told["cell"]), kinds.get((module, f"\\{told['cell']}"), "?")),
+        _plain(told["port"]),
+        int(told["portbit"]),
+        told["mode"],
+        lines[-1] if lines else 0,
+        command,
+    )
+
+
+def _register(text: str, top: str) -> str:
+    """Make the control of the top a register that the testbench sets, not a port."""
+    head = re.search(rf"(?m)^module {top}\(([^;]*)\);$", text)
+    if head is None:
+        raise ValueError(f"Verilog must have the module {top!r}")
+    ports = [port.strip() for port in head[1].split(",") if port.strip() != CONTROL]
+    begin, end = head.span()
+    stop = text.index("\nendmodule", end)
+    body = re.sub(
+        rf"(?m)^  input (\[[^\]]*\] )?{CONTROL} ?;\n  wire .*{CONTROL} ?;$",
+        lambda found: f"  reg {found[1] or ''}{CONTROL} /*verilator public_flat_rw*/ = 0;",
+        text[end:stop],
+    )
+    return f"{text[:begin]}module {top}({', '.join(ports)});{body}{text[stop:]}"

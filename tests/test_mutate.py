@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mutants of a tiny unit: found by the whole testbench, not by half of it, and told apart from no fault."""
+
+import json
+
+import pytest
+
+from golden.gelu import GeluSpec
+from golden.softmax import SoftmaxSpec
+from qvit_hw import mutate
+from qvit_hw.errors import UserError
+from qvit_hw.generate import build_unit
+from qvit_hw.mutation.equivalence import Judge
+from qvit_hw.mutation.schemata import CONTROL, FLAT, netlist, schemata
+from qvit_hw.mutation.subjects import RowUnit
+
+TINY = GeluSpec(in_bits=4, out_bits=4)
+
+LOGIC = """
+module top(input aclk, input aresetn, input go, output reg [3:0] count, output near, output never);
+  assign near = count == 4'd9;
+  assign never = count > 4'd10;
+  always @(posedge aclk)
+    if (!aresetn) count <= 0;
+    else if (go) count <= near ? 4'd0 : count + 4'd1;
+  initial count = 0;
+endmodule
+"""
+
+
+@pytest.fixture(scope="module")
+def verilog():
+    return build_unit("gelu", TINY, 1).verilog
+
+
+def test_mutants_are_the_same_for_the_same_seed_and_leave_the_ports_alone(verilog):
+    made = schemata(verilog, "qvit_gelu", 30, 1)
+    assert made == schemata(verilog, "qvit_gelu", 30, 1) != schemata(verilog, "qvit_gelu", 30, 2)
+    assert [mutant.number for mutant in made.mutants] == list(range(1, 31))
+    head = made.verilog.partition("module qvit_gelu(")[2].partition(")")[0]
+    assert CONTROL not in head.split(", ")
+    assert "aclk" in head
+    assert {mutant.port for mutant in made.mutants}.isdisjoint({"CLK", "clk", "aclk"})
+    assert all(mutant.kind != "?" and mutant.text for mutant in made.mutants)
+
+
+def test_groups_hold_their_modules_alone(verilog):
+    made = schemata(verilog, "qvit_gelu", 5, 1, groups=["qvit_gelu", ".*core.*"])
+    modules = [mutant.module for mutant in made.mutants]
+    assert modules[:5] == ["qvit_gelu"] * 5
+    assert all("core" in module for module in modules[5:])
+    with pytest.raises(ValueError, match=r"^A group must have modules"):
+        schemata(verilog, "qvit_gelu", 5, 1, groups=["softmax"])
+
+
+@pytest.mark.parametrize(
+    ("edit", "how"),
+    [
+        # The counter never gets to 11 or beyond: no state that can be reached tells 10 from 12.
+        (("count > 4'd10", "count > (mutant == 1 ? 4'd12 : 4'd10)"), "proven"),
+        (("count > 4'd10", "count > (mutant == 1 ? 4'd8 : 4'd10)"), "different"),
+        (("count == 4'd9", "count == 4'd9 || mutant == 1 && count == 4'd13"), "proven"),
+        (("!aresetn", "!aresetn && mutant != 1"), "different"),
+    ],
+)
+def test_a_difference_is_found_and_no_difference_is_proven(edit, how, tmp_path):
+    assert edit[0] in LOGIC
+    (tmp_path / "top.v").write_text(LOGIC.replace(*edit).replace("top(", "top(input mutant, "))
+    yosys = netlist(tmp_path / "top.v", "top")
+    yosys(*FLAT, f"write_btor {tmp_path / 'top.btor'}")
+    verdict = Judge((tmp_path / "top.btor").read_text()).verdict(1)
+    assert verdict.how in (how, "bounded" if how == "proven" else how)
+    assert verdict.equivalent == (how == "proven")
+
+
+def told(out):
+    document = json.loads((out / "mutation.json").read_text())
+    assert (out / "mutation.html").read_text().startswith("<!doctype html>")
+    return document
+
+
+SMALL = SoftmaxSpec(max_tokens=4, code_bits=3)
+WHOLE = ("ready_late", "mixed_lengths", "stall_both_0.5", "params_change", "corners", "short_rows")
+
+
+def test_the_testbench_finds_the_mutants_of_a_tiny_unit(tmp_path):
+    status = mutate.run(
+        out=tmp_path, count=12, subjects=[RowUnit("softmax", SMALL, 1, only=WHOLE)], patience=4
+    )
+    document = told(tmp_path)
+    (unit,) = document["units"]
+    assert unit["mutants"] == 12 == unit["killed"] + unit["proven"] + unit["bounded"] + unit["survived"]
+    assert unit["killed"] >= 8
+    assert sum(unit["tests"].values()) + unit["hung"] + unit["crashed"] == unit["killed"]
+    assert (status, document["passed"]) == ((0, True) if unit["score"] >= mutate.BAR else (1, False))
+
+
+def test_half_a_testbench_leaves_survivors_and_says_so(tmp_path):
+    poor = RowUnit("softmax", SMALL, 1, only=("reset_after_1",))
+    assert mutate.run(out=tmp_path, count=8, seed=2, subjects=[poor], patience=2) == 1
+    document = told(tmp_path)
+    assert not document["passed"]
+    left = [mutant for mutant in document["mutants"] if mutant["fate"] == "survived"]
+    assert left
+    assert all(mutant["hint"] and mutant["cell"] and mutant["mode"] for mutant in left)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"count": 0}, "Mutants must be at least 1"),
+        ({"seed": -1}, "Seed must be at least 0"),
+        ({"jobs": 0}, "Processes must be at least 1"),
+        ({"only": ["sofmax"]}, "No unit is called 'sofmax'"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, said, tmp_path):
+    with pytest.raises(UserError, match=f"^{said}"):
+        mutate.run(out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
