@@ -114,7 +114,10 @@ def load_plan(entry: Mapping[str, Any], scales: Mapping[str, Floats], model: Vit
             )
         plan.grids[name] = grid
     for name, part in entry["streams"].items():
-        shift = array(part["shift"]).astype(np.int64)
+        told = array(part["shift"])
+        if not ((told >= 0) & (told < 64)).all():
+            raise ValueError(f"shifts of {name!r} are not from 0 to 63")
+        shift = told.astype(np.int64)
         plan.streams[name] = PtfGrid(
             float(part["scale"]), int(part["zero_point"]), shift, int(part["bits"])
         )

@@ -138,7 +138,7 @@ class Bench:
                 at = beats.starts[row - 1] + 1 if case.params_early else beats.starts[row]
                 gates[at] = partial(self.set_params, words)
         for prefix, user in (("s_axis", unit.has_mask), ("m_axis", False)):
-            if case.stall_in.share or case.stall_out.share or case.ready_late:
+            if case.stall_in.pauses or case.stall_out.pauses or case.ready_late:
                 checker = StabilityChecker(dut, dut.aclk, prefix, user)
                 cocotb.start_soon(checker.watch())
         if case.probes:

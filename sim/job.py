@@ -8,6 +8,7 @@ A folder with ``job.json`` (text and numbers) and ``job.npz`` (arrays); the test
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,19 @@ Words = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Pattern:
-    """When a side pauses: share of the cycles, in bursts of ``burst`` cycles on average."""
+    """When a side pauses: share of the cycles, in bursts of ``burst`` cycles on average.
+
+    turns: instead, the numbers of the cycles, of those in which the side has a choice, in which it pauses.
+    """
 
     share: float = 0.0
     burst: int = 1
+    turns: Sequence[int] = ()
+
+    @property
+    def pauses(self) -> bool:
+        """Whether the side ever pauses."""
+        return self.share > 0 or bool(self.turns)
 
 
 NO_STALL = Pattern()

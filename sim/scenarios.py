@@ -31,6 +31,13 @@ WORST: dict[str, Callable[[Any], list[Any]]] = {"softmax": worst_softmax, "layer
 """Operators of which the worst rows are kept (``golden.worst``)."""
 FOREIGN = 64
 """Elements of a row that is worst for another spec."""
+WORST_STALLS = {
+    "softmax": ((5, 8, 24, 172), (56, 57, 62, 67, 72, 74, 80, 83)),
+    "layernorm": ((6, 8), (49, 50, 60, 67, 68, 74, 77, 83, 92, 175)),
+}
+"""Turns in which input and output pause: of 12 pauses those found to delay rows most (of small units)."""
+STALLED_LENGTHS = (17, 3, 24, 24, 1, 9)
+"""Lengths of the rows that they were found with."""
 EXTREMES = ("largest variance", "one hot", "uniform")
 TOO_LONG = 1
 """Status bit: a row was too long."""
@@ -60,7 +67,7 @@ def case_of(name: str, rows: Sequence[Row], op: Operator, lanes: int, **changes:
         mask=mask,
     )
     case = replace(case, **changes)
-    stalled = case.stall_in.share or case.stall_out.share or case.ready_late
+    stalled = case.stall_in.pauses or case.stall_out.pauses or case.ready_late
     if not stalled and len(params) == 1:
         case.timing = predict(op, lanes, lengths)
     return case
@@ -289,5 +296,10 @@ def scenarios(
     if witnesses := op.witnesses(lanes):
         cases.append(tables(op, lanes, witnesses))
     if unit.op in WORST:
+        inside, outside = (Pattern(turns=turns) for turns in WORST_STALLS[unit.op])
+        rows_sent = make.rows([min(length, op.longest) for length in STALLED_LENGTHS])
+        cases.append(
+            case_of("worst_stalls", rows_sent, op, lanes, stall_in=inside, stall_out=outside)
+        )
         cases.append(worst_rows(unit, op, corner_length))
     return cases

@@ -45,6 +45,10 @@ def cycle_now() -> int:
 
 def stalls(pattern: Pattern, rng: np.random.Generator) -> Iterator[bool]:
     """Endless sequence: True in a cycle in which the side pauses."""
+    if pattern.turns:
+        chosen = set(pattern.turns)
+        told = [turn in chosen for turn in range(max(chosen) + 1)]
+        return itertools.chain(told, itertools.repeat(False))
     if pattern.share <= 0:
         return itertools.repeat(False)
     # Alternating runs of pause and go, each geometric, with the wanted mean and share.

@@ -177,6 +177,8 @@ class Program:
         assert PatchEmbedSpec(patch=image.patch, channels=image.channels)  # or ValueError
         if image.height % image.patch or image.width % image.patch:
             raise ValueError(f"Image must be whole patches of {image.patch} pixels, not {image!r}")
+        if not set(index["memory"]) <= set(AcceleratorSpec.__dataclass_fields__):
+            raise ValueError(f"Memories must be those of the accelerator, not {sorted(index['memory'])!r}")
         used = {name: _count(entry["used"], f"Use of {name}") for name, entry in index["memory"].items()}
         output = (str(index["output"]["tensor"]), _count(index["output"]["length"], "Outputs", 1))
         notes = {key: index[key] for key in ("model", "preset", "bundle")}
