@@ -59,6 +59,8 @@ from qvit_hw.rtl_folder import load_rtl
 
 SCRATCH = Path(tempfile.gettempdir()) / "qvit-fuzz"
 CANARY = "executed"
+PATIENCE = 20.0
+"""Seconds of work that no small file may cost."""
 
 
 class Bait:
@@ -489,7 +491,7 @@ class Trial:
                 raise Broken(f"left {sorted(left)}")
 
     def _read(self) -> str | None:
-        message = None
+        message, begun = None, time.process_time()
         self.watch.heard.clear()
         quiet = io.StringIO()
         with self.watch.watching(), redirect_stdout(quiet), redirect_stderr(quiet), warnings.catch_warnings():
@@ -504,6 +506,8 @@ class Trial:
                 if isinstance(error, KeyboardInterrupt):
                     raise
                 raise Broken(f"{type(error).__name__}: {error}"[:300]) from error
+        if time.process_time() - begun > PATIENCE:
+            raise Broken(f"took {time.process_time() - begun:.0f} s")
         if self.watch.heard:
             raise Broken(f"did {self.watch.heard[0]}")
         if (SCRATCH / CANARY).exists():

@@ -11,7 +11,7 @@ from evaluation_samples import pictures
 from evaluation_samples import sample as evaluation
 from report_samples import make_bundle, make_results
 
-from qvit_hw import cost, index, prove, report
+from qvit_hw import cost, index, mutate, prove, report
 from qvit_hw.costing.measuring import Row
 from qvit_hw.costing.page import cost_page
 from qvit_hw.evaluation_page import render as evaluation_page
@@ -49,6 +49,31 @@ def proofs_sample(folder: Path) -> str:
         for number in range(12)
     ]
     return prove.page(prove.document(found, 93.5))
+
+
+def mutation_sample(folder: Path) -> str:
+    """Mutants of two units; one survives."""
+    fates = ("killed", "hung", "proven", "survived", "killed", "bounded")
+    entries = [
+        {
+            "unit": ("softmax", "layernorm")[number % 2],
+            "number": number,
+            "module": "qvit_softmax_core_rows_with_a_long_name",
+            "cell": "$auto$proc_dff.cc:220:handle_dff$1234",
+            "kind": "$dff",
+            "line": 100 + number,
+            "mode": "inv",
+            "what": "bit 3 of port D is inverted, in every cycle from reset on",
+            "fate": fates[number % len(fates)],
+            "test": "stall_both_0.5" if fates[number % len(fates)] == "killed" else "",
+            "said": "row 3, column 4",
+            "cycles": 40,
+            "hint": "",
+        }
+        for number in range(30)
+    ]
+    tools = type("Tools", (), {"name": "verilator", "version": "Verilator 5.48"})()
+    return mutate._page(mutate._document(entries, 15, 1, tools))
 
 
 def cost_sample(folder: Path) -> str:
@@ -91,6 +116,7 @@ SAMPLES: dict[str, Callable[[Path], str]] = {
     "report": report_sample,
     "evaluation": lambda _: evaluation_page(evaluation(blocks=4, differing=300), pictures()),
     "proofs": proofs_sample,
+    "mutation": mutation_sample,
     "cost": cost_sample,
     "tradeoff": tradeoff_sample,
     "index": index_sample,

@@ -153,7 +153,7 @@ VALUES = """head => {
 }"""
 
 
-@pytest.mark.parametrize("kind", ["report", "proofs"])
+@pytest.mark.parametrize("kind", ["report", "proofs", "mutation"])
 def test_filters_hide_rows(kind, opened):
     window = opened(kind)
     filters = window.page.query_selector_all(".filters[data-for]")
