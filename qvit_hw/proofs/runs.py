@@ -52,13 +52,12 @@ class Trace:
     """The cycles that the solver found, as numbers: of each the ports as in :class:`Cycle`."""
 
     def __init__(
-        self, subject: Subject, fields: Fields, out: Fields, cycles: Sequence[Sequence[int]]
+        self, fields: Fields, out: Fields, cycles: Sequence[Sequence[int]], notes: Sequence[int]
     ) -> None:
         self._fields, self._out = fields, out
         self.accepted = self._transferred(cycles, 2, 1, fields)
         self.delivered = self._transferred(cycles, 6, 5, out)
-        self.cycles = cycles
-        self._subject = subject
+        self.cycles, self.notes = cycles, notes
 
     def _transferred(
         self, cycles: Sequence[Sequence[int]], flag: int, payload: int, fields: Fields
@@ -221,12 +220,14 @@ class Run:
 
     # ---------------------------------------------------------------------------------- questions
 
-    def find(self, conditions: Sequence[Bits], *, seconds: float = 600) -> Trace | None:
-        """Cycles in which all conditions are 1."""
+    def find(
+        self, conditions: Sequence[Bits], notes: Sequence[Bits] = (), *, seconds: float = 600
+    ) -> Trace | None:
+        """Cycles in which all conditions are 1; ``notes`` become the trace's."""
         ports = [port for cycle in self.cycles for port in cycle.ports]
-        found = self.logic.solve(conditions, ports, seconds=seconds)
+        found = self.logic.solve(conditions, [*notes, *ports], seconds=seconds)
         if found is None:
             return None
-        each = len(self.cycles[0].ports)
+        told, found, each = found[: len(notes)], found[len(notes) :], len(self.cycles[0].ports)
         cycles = [found[at : at + each] for at in range(0, len(found), each)]
-        return Trace(self.subject, self.fields, self.out, cycles)
+        return Trace(self.fields, self.out, cycles, told)

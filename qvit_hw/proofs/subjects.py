@@ -49,7 +49,7 @@ class Depths:
         return f"room for {self.output} beats at the output, {self.ring} in a ring, {self.rows} rows"
 
 
-SHALLOW = Depths(output=2, ring=4, rows=2)
+SHALLOW = Depths(output=4, ring=4, rows=2)
 """So shallow that every stall reaches the input after a few beats."""
 
 
@@ -60,7 +60,8 @@ class Subject:
     make: the component.  max_beats: of a row, 0 where any number is fine.  lanes: elements a beat.
     words: writes of each set of parameters.  rows: elements of each row, by field of the input's payload.
     codes: golden's codes of each row with each set, [set][row].  latency: golden's, of the longest row.
-    before: beats of the stream ``v``, which come before any row.
+    before: beats of the stream ``v``, which come before any row.  late: of a set's words one that the rows
+    read as late as any.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Subject:
     codes: Sequence[Sequence[list[int]]]
     latency: int
     before: Sequence[int] = ()
+    late: int = 0
 
     @property
     def reduces(self) -> bool:
@@ -96,7 +98,8 @@ def _with_depths(unit: Any, depths: Depths) -> Circuit:
 
     def shortened(platform: Any) -> Any:
         m = elaborate(platform)
-        for part in m._named_submodules.values():
+        for name in m._named_submodules:
+            part = m.submodules[name]
             if isinstance(part, OutputQueue):
                 part._depth = min(part._depth, depths.output)
             elif isinstance(part, RowStore):
@@ -172,6 +175,7 @@ def _layernorm() -> Subject:
     rows = [[5, -3, 2], [-8, 7, 6]]
     return Subject(
         name="layernorm",
+        late=12,
         scope="2 lanes, rows of 1 or 2 beats, 4-bit codes, affine 'shift'",
         make=lambda: PtfLayerNorm(spec, lanes=2),
         latency=layernorm_pipeline(spec, 2).latency(4),
@@ -190,6 +194,7 @@ def _gelu() -> Subject:
     rows = [[5, -3, 2], [-8, 7]]
     return Subject(
         name="gelu",
+        late=2,
         scope="2 lanes, 4-bit codes in, 3-bit codes out",
         make=lambda: GeluTable(spec, lanes=2),
         latency=gelu_pipeline(spec, 2).latency(2),
@@ -246,6 +251,7 @@ def _residual() -> Subject:
     rows = [([100, -57], [-9, 4]), ([-128, 127], [127, -128])]
     return Subject(
         name="residual",
+        late=1,
         scope="1 lane, 8-bit codes and accumulators",
         make=lambda: PtfResidual(spec, lanes=1),
         latency=residual_pipeline(spec, 1).latency(1),
@@ -276,6 +282,7 @@ def _attend() -> Subject:
     last = len(v) - 1
     return Subject(
         name="attention",
+        late=2,
         scope="1 lane, rows of up to 4 codes of 3 bits, base sqrt 2, v of 4 bits",
         make=lambda: ShiftAttend(spec, lanes=1),
         latency=attend_pipeline(spec, 1).latency(4),
