@@ -169,13 +169,16 @@ class Job:
                     (row, [(int(a), int(v)) for a, v in arrays[f"{index}/words{number}"]])
                     for number, row in enumerate(rows)
                 ]
-                entry["stall_in"] = Pattern(**entry["stall_in"])
-                entry["stall_out"] = Pattern(**entry["stall_out"])
+                for side in ("stall_in", "stall_out"):
+                    turns = tuple(entry[side]["turns"])
+                    entry[side] = Pattern(**{**entry[side], "turns": turns})
                 for name in _ARRAYS:
                     key = f"{index}/{name}"
                     entry[name] = arrays.get(key)
                 cases.append(Case(**entry))
-        unit = Unit(**{**told["unit"], "verilog": Path(told["unit"]["verilog"])})
+        entry = told["unit"]
+        spans = [tuple(span) for span in entry["spans"]]
+        unit = Unit(**{**entry, "verilog": Path(entry["verilog"]), "spans": spans})
         return cls(unit, cases, told["seed"])
 
 
