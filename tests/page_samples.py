@@ -18,7 +18,7 @@ from qvit_hw.evaluation_page import render as evaluation_page
 from qvit_hw.exploring.measured import Measured
 from qvit_hw.exploring.page import document as tradeoff
 from qvit_hw.exploring.page import tradeoff_page
-from qvit_hw.exploring.space import Origin, starts
+from qvit_hw.exploring.space import SPACE, Origin
 from qvit_hw.exploring.study import Point
 
 
@@ -91,7 +91,8 @@ def cost_sample(folder: Path) -> str:
 def tradeoff_sample(folder: Path) -> str:
     """A study of two dozen points that differ in every quantity."""
     found = []
-    for number, choice in enumerate([*starts(), *starts((2, 8))]):
+    for number in range(24):
+        choice = {name: values[number % len(values)] for name, values in SPACE.items()}
         lut, cycles = 900.0 + 731 * number % 4000, 1000 + 977 * number % 5000
         told = Measured(10 + number / 2, 0.9, lut, 1, 4, 2.5, cycles, 30_000 + 500 * number, {}, {})
         found.append(Point(number, choice, told.record(), tuple(told.values(False))))
