@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, unsigned
+from amaranth.lib.memory import Memory
 
 from rtl.row import delayed
 
@@ -16,11 +17,13 @@ __all__ = [
     "halves",
     "look_up",
     "normalise",
+    "one_of_four",
     "product",
     "saturated",
     "settled",
     "shift_right",
     "square",
+    "squares",
 ]
 
 CHUNK = 17
@@ -30,6 +33,17 @@ CHUNK = 17
 def look_up(table: Sequence[int], index: Value, width: int) -> Value:
     """``table[index]`` as constants of ``width`` bits; combinational."""
     return Array(Const(entry, width) for entry in table)[index]
+
+
+def one_of_four(choices: Sequence[Value], digit: Value) -> Value:
+    """``choices[digit]`` of up to four; combinational, one LUT of six inputs a bit.
+
+    The outer ones are paired, and the inner ones: in a shifter, pairs of neighbours would be the same
+    for several bits, and synthesis would share their multiplexers at the cost of a LUT more every other bit.
+    """
+    a, b, c, d = (*choices, *[choices[-1]] * 3)[:4]
+    digit = Cat(digit, Const(0, 2))
+    return Mux(digit[0] ^ digit[1], Mux(digit[0], b, c), Mux(digit[0], d, a))
 
 
 def _pieces(value: Value, port_bits: int) -> list[tuple[int, Value]]:
@@ -90,33 +104,59 @@ def square(m: Module, magnitude: Value, name: str) -> Value:
     return result
 
 
+def squares(m: Module, values: Sequence[Value], name: str) -> list[Signal]:
+    """The square of each signed value, in 3 cycles: up to 9 bits from a table, wider ones multiplied.
+
+    The table is a block RAM; it has two ports, so two values share one. It may be far away: there is a
+    register on either side of it.
+    """
+    results = []
+    for lane, value in enumerate(carried(m, each, 1, f"{name}_of_{n}") for n, each in enumerate(values)):
+        width, half = len(value), 1 << (len(value) - 1)
+        if width > 9:
+            found = Signal(2 * width - 1, name=f"{name}_raw_{lane}")
+            m.d.sync += found.eq(value * value)
+        else:
+            if lane % 2 == 0:
+                entries = [(x - 2 * half if x >= half else x) ** 2 for x in range(2 * half)]
+                attrs = {"rom_style": "block", "ram_style": "block"}
+                shape = unsigned(2 * width - 1)
+                memory = Memory(shape=shape, depth=2 * half, init=entries, attrs=attrs)
+                m.submodules[f"{name}_table_{lane // 2}"] = memory
+            reader = memory.read_port()
+            m.d.comb += reader.addr.eq(value)
+            found = reader.data
+        result = Signal(2 * width - 1, name=f"{name}_{lane}", reset_less=True)
+        m.d.sync += result.eq(found)
+        results.append(result)
+    return results
+
+
 def normalise(m: Module, value: Value, keep: int, name: str) -> tuple[Value, Value]:
     """The ``keep`` bits from the leading one of ``value`` on, and its leading zeros, in 3 cycles.
 
-    ``value`` must not be 0; zeros fill in behind its last bit.
+    ``value`` must not be 0; zeros fill in behind its last bit. By 16s, 4s and 1s: the count of each cycle
+    is a digit of the zeros, and shifts as a number, which is one LUT of six inputs a bit.
     """
-    width = len(value)
-    steps = ((16, -(-width // 16)), (4, 4), (1, 4))  # (bits, choices) of each cycle's shift
-    zeros = Const(0, 1)
+    steps = ((16, -(-len(value) // 16)), (4, 4), (1, 4))  # (bits, choices) of each cycle's shift
+    digits: list[Value] = []
     for stage, (bits, choices) in enumerate(steps):
         # Bits still needed: those kept, and what the later stages may still shift out.
-        ahead = sum(later * (count - 1) for later, count in steps[stage + 1 :])
-        width = keep + ahead
-        shifted = Signal(width, name=f"{name}_{stage}")
-        count = Signal(range(choices * bits), name=f"{name}_count_{stage}")
+        width = keep + sum(later * (count - 1) for later, count in steps[stage + 1 :])
         total = len(value)
-        for choice in reversed(range(choices)):
-            begin = max(total - choice * bits - width, 0)
-            window = value[begin : total - choice * bits]
-            aligned = window << (width - len(window))
-            top = value[max(total - (choice + 1) * bits, 0) : total - choice * bits]
-            taken = top.any() if choice < choices - 1 else Const(1, 1)
-            with m.If(taken):
-                m.d.sync += [shifted.eq(aligned), count.eq(choice * bits)]
-        before = delayed(m, zeros, 1, f"{name}_before_{stage}") if stage else zeros
-        zeros = before + count
+        count: Value = Const(choices - 1, 2)
+        for choice in reversed(range(choices - 1)):
+            ones = value[max(total - (choice + 1) * bits, 0) : total - choice * bits]
+            count = Mux(ones.any(), choice, count)
+        digit = Signal(2, name=f"{name}_count_{stage}")
+        m.d.comb += digit.eq(count)
+        padded = Cat(Const(0, max(width - total, 0)), value)
+        moved = [(padded << choice * bits)[: len(padded)][-width:] for choice in range(choices)]
+        shifted = Signal(width, name=f"{name}_{stage}", reset_less=True)
+        m.d.sync += shifted.eq(one_of_four(moved, digit))
+        digits = [delayed(m, before, 1, f"{name}_before_{stage}") for before in [*digits, digit]]
         value = shifted
-    return value, zeros
+    return value, Cat(*reversed(digits))
 
 
 def shift_right(m: Module, value: Value, amount: Value, keep: int, name: str) -> Value:
@@ -124,14 +164,14 @@ def shift_right(m: Module, value: Value, amount: Value, keep: int, name: str) ->
 
     Coarse first: 16s, 4s, 1s, each a multiplexer of up to four inputs.
     """
-    for stage, (low, bits) in enumerate(((4, len(amount) - 4), (2, 2), (0, 2))):
-        digit = amount[low : low + bits]
+    for stage, low in enumerate((4, 2, 0)):
+        digit = amount[low : low + 2]
         # What the later stages may still shift in from above the bits kept.
         need = min(keep + (1 << low) - 1, len(value))
-        shifted = Signal(need, name=f"{name}_{stage}")
-        choices = [(value.as_signed() >> (choice << low))[:need] for choice in range(1 << bits)]
-        m.d.sync += shifted.eq(Array(choices)[digit] if bits else choices[0])
-        amount = delayed(m, amount, 1, f"{name}_amount_{stage}") if stage < 2 else amount
+        shifted = Signal(need, name=f"{name}_{stage}", reset_less=True)
+        moved = [(value.as_signed() >> (choice << low))[:need] for choice in range(4)]
+        m.d.sync += shifted.eq(one_of_four(moved, digit))
+        amount = carried(m, amount[:low], 1, f"{name}_amount_{stage}") if low else amount
         value = shifted
     return value.as_signed()
 

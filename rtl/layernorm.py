@@ -6,30 +6,29 @@ the affine step. Between them a pipeline turns the sums into two factors per row
 
     CR = C * R  and  SR = S * R - 2**(n-1),   so that   rs((C*X - S) * R, n) = (X*CR - SR) >> n
 
-exactly: one multiplier per lane where the formula as written would take two.
+exactly: one multiplier per lane where the formula as written would take two. (With affine "shift" the
+half is not in SR: each lane's last adder rounds instead, for nothing.)
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from golden.bounds import Interval
-from golden.cycles import QUEUE_DEPTH, RowPipeline, tree_levels
+from golden.cycles import RowPipeline, tree_levels
 from golden.fixedpoint import integer
 from golden.layernorm import (
     INTERP_BITS,
     RSQRT_BITS,
-    TABLE,
-    WORD,
     LayerNormSpec,
     layernorm_pipeline,
 )
-from rtl.arith import look_up, normalise, product, shift_right, square
+from rtl.arith import carried, look_up, normalise, one_of_four, product, shift_right, squares
+from rtl.layernorm_banks import LayerNormBanks
 from rtl.row import (
     OUTPUT_DEPTH,
     PARAM_WRITE,
@@ -42,12 +41,6 @@ from rtl.row import (
 )
 
 __all__ = ["PtfLayerNorm"]
-
-CHANNEL_BITS = 12
-ROWS_UNDER_WAY = QUEUE_DEPTH + 31
-"""Rows that may use a bank at once: those queued, one arriving, and those inside the pipelines."""
-
-
 class PtfLayerNorm(wiring.Component):
     """Streaming LayerNorm unit; the formula is :mod:`golden.layernorm`'s, bit for bit.
 
@@ -135,7 +128,7 @@ class PtfLayerNorm(wiring.Component):
         m.submodules.output = output = OutputQueue(
             self.o.signature.members["payload"].shape, OUTPUT_DEPTH
         )
-        params = _Parameters(m, self._spec, self._lanes, self.params)
+        params = LayerNormBanks(m, self._spec, self._lanes, self.params)
         sums = self._sums(m, rows, params)
         self._statistics(m, rows, params, *sums)
         self._affine(m, rows, params, output)
@@ -147,7 +140,7 @@ class PtfLayerNorm(wiring.Component):
         """Width of C."""
         return self._spec.max_channels.bit_length()
 
-    def _sums(self, m: Module, rows: RowStore, params: _Parameters) -> tuple[Signal, ...]:
+    def _sums(self, m: Module, rows: RowStore, params: LayerNormBanks) -> tuple[Signal, ...]:
         """Phase 1: X of each arriving beat, stored; S, Q and C of the row. Done 7 + levels cycles
         after the beat is taken; returns (S, Q, C, ended), where ended = (beat counted, row ends).
         """
@@ -167,21 +160,23 @@ class PtfLayerNorm(wiring.Component):
         shifts, zero_point = params.arrive(m, taken, opening, beat.last)
         code = delayed(m, beat.code, 1, "code")
         keep = delayed(m, beat.keep, 1, "keep")
-        terms, squares = [], []
+        terms, deviations, shifted = [], [], []
         for lane in range(lanes):
-            u = Signal(signed(spec.in_bits + 1), name=f"u_{lane}")
+            u = Signal(signed(spec.in_bits + 1), name=f"u_{lane}", reset_less=True)
             shift = Signal(range(spec.max_shift + 1), name=f"shift_{lane}")
             m.d.sync += [u.eq(Mux(keep[lane], code[lane] - zero_point, 0)), shift.eq(shifts[lane])]
             x = Signal(signed(bounds["x"].bits), name=f"x_{lane}")
-            m.d.sync += x.eq(u << shift)
+            m.d.sync += x.eq(_chosen([u << choice for choice in range(spec.max_shift + 1)], shift))
             m.d.comb += rows.beat_in.x[lane].eq(x)
             terms.append(x)
-            magnitude = Signal(spec.in_bits, name=f"magnitude_{lane}")
-            m.d.sync += magnitude.eq(Mux(u < 0, -u, u))
-            narrow = square(m, magnitude, f"square_{lane}")
-            wide = Signal(bounds["square"].bits, name=f"x_squared_{lane}")
-            m.d.sync += wide.eq(narrow << (delayed(m, shift, 3, f"shift_{lane}") << 1))
-            squares.append(wide)
+            deviations.append(u)
+            shifted.append(delayed(m, shift, 3, f"shift_{lane}"))
+        x_squared = []
+        for lane, square in enumerate(squares(m, deviations, "square")):
+            wide = Signal(bounds["square"].bits, name=f"x_squared_{lane}", reset_less=True)
+            choices = [square << 2 * choice for choice in range(spec.max_shift + 1)]
+            m.d.sync += wide.eq(_chosen(choices, shifted[lane]))
+            x_squared.append(wide)
         m.d.comb += [
             rows.write.eq(delayed(m, taken, 3, "taken")),
             rows.beat_in.keep.eq(delayed(m, keep, 2, "stored_keep")),
@@ -192,7 +187,7 @@ class PtfLayerNorm(wiring.Component):
         total = self._accumulate(m, tree(m, terms, name="sum", **add), early, "total")
         late = delayed(m, early, 3, "late")
         probe_squares = self._accumulate(
-            m, tree(m, squares, name="square_sum", **add), late, "probe_squares"
+            m, tree(m, x_squared, name="square_sum", **add), late, "probe_squares"
         )
         ones = Signal(range(lanes + 1))
         m.d.sync += ones.eq(popcount(beat.keep))
@@ -223,7 +218,7 @@ class PtfLayerNorm(wiring.Component):
         self,
         m: Module,
         rows: RowStore,
-        params: _Parameters,
+        params: LayerNormBanks,
         total: Signal,
         squares: Signal,
         count: Signal,
@@ -234,12 +229,14 @@ class PtfLayerNorm(wiring.Component):
         bank = delayed(m, params.arriving, 6 + tree_levels(self._lanes), "arriving")
         probe_variance = Signal(spec.variance_bits)
         difference = Signal(spec.variance_bits)
+        # Adders of UltraScale+ take in the multiplexer of their wider operand: E with the top of the rest.
+        eps = params.eps[delayed(m, bank, 3, "bank")]
         m.d.sync += [
             difference.eq(
                 product(m, count, squares, "count_squares", **port)
                 - product(m, total, total, "total_squared", **port)
             ),
-            probe_variance.eq(difference + params.eps[delayed(m, bank, 3, "bank")]),
+            probe_variance.eq(Cat(eps, difference[len(eps) :]) + difference[: len(eps)]),
         ]
         segment_bits = spec.table_bits - 1
         leading, zeros = normalise(m, probe_variance, 1 + segment_bits + INTERP_BITS, "leading")
@@ -263,15 +260,16 @@ class PtfLayerNorm(wiring.Component):
         m.d.sync += probe_rsqrt_shift.eq(self._max_shift - pairs - point)
 
         factor = Signal(rows.row_in.factor.shape())
-        half = Signal(self._max_shift)
-        m.d.sync += [
-            factor.eq(delayed(m, count, 10, "count") * probe_rsqrt),
-            half.eq((1 << probe_rsqrt_shift) >> 1),
-        ]
+        m.d.sync += factor.eq(delayed(m, count, 10, "count") * probe_rsqrt)
         total_late = delayed(m, total, 10, "total_late")
         scaled_total = product(m, probe_rsqrt, total_late, "scaled_total", **port)
         origin = Signal(rows.row_in.origin.shape())
-        m.d.sync += origin.eq(scaled_total - delayed(m, half, 1, "half"))
+        if spec.affine == "dyadic":
+            half = Signal(self._max_shift)
+            m.d.sync += half.eq((1 << probe_rsqrt_shift) >> 1)
+            m.d.sync += origin.eq(scaled_total - delayed(m, half, 1, "half"))
+        else:  # rounds in its last adder
+            m.d.sync += origin.eq(scaled_total)
         strobes = {name: Signal(name=f"{name}_valid") for name in _LATE_PROBES}
         for name, cycles in _LATE_PROBES.items():
             m.d.comb += strobes[name].eq(delayed(m, ended[1], cycles, f"{name}_ended"))
@@ -286,7 +284,7 @@ class PtfLayerNorm(wiring.Component):
         ]
 
     def _affine(
-        self, m: Module, rows: RowStore, params: _Parameters, output: OutputQueue
+        self, m: Module, rows: RowStore, params: LayerNormBanks, output: OutputQueue
     ) -> None:
         """Phase 2: the z-score, gain, offset, rounding and saturation of each element."""
         spec = self._spec
@@ -306,14 +304,20 @@ class PtfLayerNorm(wiring.Component):
             scaled = product(m, x, factor, f"scaled_{lane}", **port)
             centered = Signal(signed(len(origin)), name=f"centered_{lane}")
             m.d.sync += centered.eq(scaled - origin)
-            score = shift_right(m, centered, shift, spec.bounds["score"].bits, f"score_{lane}")
             gain = delayed(m, gains[lane], 1, f"gain_{lane}")
-            if spec.affine == "dyadic":
-                gained = product(m, gain.as_signed(), score, f"gained_{lane}", **port)
-            else:
-                gained = delayed(m, score << gain, 2, f"gained_{lane}")
             moved = Signal(signed(spec.bounds["scaled"].bits + 1), name=f"moved_{lane}")
-            m.d.sync += moved.eq(gained + offsets[lane])
+            score_bits = spec.bounds["score"].bits
+            if spec.affine == "dyadic":
+                score = shift_right(m, centered, shift, score_bits, f"score_{lane}")
+                gained = product(m, gain.as_signed(), score, f"gained_{lane}", **port)
+                m.d.sync += moved.eq(gained + offsets[lane])
+            else:
+                doubled = Cat(Const(0, 1), centered)
+                halves = shift_right(m, doubled, shift, score_bits + 1, f"score_{lane}")
+                gained, carry = self._shifted(m, halves, gain, f"gained_{lane}")
+                # The carry enters below the lowest bit.
+                raised = Cat(carry, gained).as_signed() + Cat(carry, offsets[lane]).as_signed()
+                m.d.sync += moved.eq(raised >> 1)
             code = moved[spec.output_shift :].as_signed()
             over = code[spec.out_bits - 1 : -1] != code[-1].replicate(len(code) - spec.out_bits)
             limit = Cat((~code[-1]).replicate(spec.out_bits - 1), code[-1])
@@ -324,137 +328,26 @@ class PtfLayerNorm(wiring.Component):
         m.d.sync += output.payload.keep.eq(delayed(m, beat.keep, 10, "keep_out"))
         m.d.comb += [output.payload.last.eq(last), output.write.eq(valid)]
 
+    def _shifted(self, m: Module, halves: Value, gain: Value, name: str) -> tuple[Value, Value]:
+        """(a, carry), 2 cycles later: a + carry = t << gain, where t = (halves >> 1) + halves[0].
+
+        With as many copies of the rounding bit behind the score, the shift and the carry round it:
+        r * (2**gain - 1) + r = r << gain.
+        """
+        r = halves[0]
+        padded = Cat(r.replicate(self._spec.gain_range.high), halves[1:])
+        # By 7 - gain to the right; its first digit is left to the adder's own LUTs.
+        choices = [padded.as_signed() >> 3 - digit for digit in range(4)]
+        fine = carried(m, one_of_four(choices, gain).as_signed(), 1, f"{name}_fine")
+        carry, coarse = delayed(m, Cat(r, ~gain[2]), 2, f"{name}_carry")
+        fine = carried(m, fine, 1, f"{name}_late")
+        return Mux(coarse, fine >> 4, fine), carry
+
+
+def _chosen(choices: list[Value], index: Value) -> Value:
+    """``choices[index]``."""
+    return one_of_four(choices, index) if len(choices) <= 4 else Array(choices)[index]
+
 
 _LATE_PROBES = {"probe_variance": 4, "probe_rsqrt": 10, "probe_rsqrt_shift": 10}
 """Cycles from a row's sums to each of its later statistics."""
-
-
-class _Parameters:
-    """Two banks of parameters: one for arriving rows, the other being written.
-
-    A row keeps the bank that was current at its first beat. The port is ready while no row uses the
-    bank that is not current, so that a write never reaches a row under way.
-    """
-
-    def __init__(self, m: Module, spec: LayerNormSpec, lanes: int, port: Any) -> None:
-        self._spec, self._lanes = spec, lanes
-        self._beats = -(-spec.max_channels // lanes)
-        self.current = Signal(name="current_bank")
-        self.arriving = Signal(name="arriving_bank")
-        self.eps = Array(Signal(spec.eps_bits, name=f"eps_{bank}") for bank in range(2))
-        self.point = Array(Signal(range(spec.max_point + 1), name=f"point_{b}") for b in range(2))
-        self._zero_point = Array(
-            Signal(signed(spec.in_bits), name=f"zero_point_{bank}") for bank in range(2)
-        )
-        self._users = Array(Signal(range(ROWS_UNDER_WAY + 1), name=f"users_{b}") for b in range(2))
-        offset_bits = spec.bounds["offset"].bits + 1  # the rounding half is added in
-        self._columns = {
-            "shift": self._memories(m, "shift", max(spec.max_shift.bit_length(), 1)),
-            "gain": self._memories(m, "gain", spec.gain_range.bits),
-            "offset": self._memories(m, "offset", offset_bits),
-        }
-        self._write(m, port)
-
-    def _memories(self, m: Module, name: str, width: int) -> list[Memory]:
-        """One memory per lane, with the bank as the highest address bit."""
-        depth = 2 << max(self._beats - 1, 1).bit_length()
-        # Deep and narrow ones would otherwise end up in LUTs, at several LUTs a bit.
-        attrs = {"ram_style": "block"} if depth > 128 else {}
-        memories = []
-        for lane in range(self._lanes):
-            memories.append(Memory(shape=unsigned(width), depth=depth, init=[], attrs=attrs))
-            m.submodules[f"{name}_memory_{lane}"] = memories[-1]
-        return memories
-
-    def _address(self, bank: Value, beat: Value) -> Value:
-        bits = max(self._beats - 1, 1).bit_length()
-        return Cat(beat[:bits], *[0] * (bits - len(beat[:bits])), bank)
-
-    def _write(self, m: Module, port: Any) -> None:
-        """Decode a write in one cycle, carry it out in the next; a commit acts at once."""
-        spec, idle, bank = self._spec, ~self.current, Signal(name="write_bank")
-        m.d.comb += port.ready.eq(self._users[idle] == 0)
-        write, word = Signal(name="write"), Signal(32, name="write_data")
-        address = Signal(len(port.payload.address), name="write_address")
-        row = Signal(CHANNEL_BITS, name="write_row")
-        lane = Signal(range(max(self._lanes, 2)), name="write_lane")
-        channel = port.payload.address[:CHANNEL_BITS]
-        # channel div lanes; for lanes that are no power of two by an exact reciprocal.
-        quotient = (channel * -(-(1 << 17) // self._lanes)) >> 17
-        m.d.sync += [
-            write.eq(port.valid & port.ready),
-            word.eq(port.payload.data),
-            address.eq(port.payload.address),
-            row.eq(quotient),
-            lane.eq(channel - quotient * self._lanes),
-            bank.eq(idle),
-        ]
-        with m.If(port.valid & port.ready & (port.payload.address == WORD["commit"])):
-            m.d.sync += self.current.eq(idle)
-        scalar = write & (address[CHANNEL_BITS:] == 0)
-        half = 1 << (spec.output_shift - 1)
-        for index in range(2):
-            for name, target in (
-                ("zero_point", self._zero_point[index]),
-                ("point", self.point[index]),
-                ("eps_low", self.eps[index][:32]),
-                ("eps_high", self.eps[index][32:]),
-            ):
-                hit = scalar & (address[:CHANNEL_BITS] == WORD[name]) & (bank == index)
-                with m.If(hit):
-                    m.d.sync += target.eq(word)
-        for name, memories in self._columns.items():
-            value = (word.as_signed() + half) if name == "offset" else word
-            for index, memory in enumerate(memories):
-                writer = memory.write_port()
-                hit = write & (address[CHANNEL_BITS:] == TABLE[name] >> CHANNEL_BITS)
-                m.d.comb += [
-                    writer.en.eq(hit & (lane == index)),
-                    writer.addr.eq(self._address(bank, row)),
-                    writer.data.eq(value),
-                ]
-
-    def _read(self, m: Module, name: str, bank: Value, beat: Value) -> list[Value]:
-        """One column's entries of a beat, a cycle after its address."""
-        entries = []
-        for memory in self._columns[name]:
-            reader = memory.read_port()
-            m.d.comb += reader.addr.eq(self._address(bank, beat))
-            entries.append(reader.data)
-        return entries
-
-    def arrive(
-        self, m: Module, taken: Value, opening: Value, last: Value
-    ) -> tuple[list[Value], Value]:
-        """Choose the bank of an arriving row; shifts and zero point one cycle after each beat."""
-        beat = Signal(range(max(self._beats, 2)), name="arriving_beat")
-        bank = Mux(opening, self.current, self.arriving)
-        with m.If(taken):
-            m.d.sync += [beat.eq(Mux(last, 0, beat + 1)), self.arriving.eq(bank)]
-        self._arrived = taken & opening
-        return self._read(m, "shift", bank, beat), self._zero_point[self.arriving]
-
-    def leave(self, m: Module, rows: RowStore) -> tuple[list[Value], list[Value]]:
-        """Gains and offsets, 7 and 10 cycles after a beat's ``rows.valid``; releases the bank."""
-        beat = Signal(range(max(self._beats, 2)), name="leaving_beat")
-        with m.If(rows.valid):
-            m.d.sync += beat.eq(Mux(rows.last, 0, beat + 1))
-        bank = delayed(m, rows.row_out.bank, 5, "leaving_bank")
-        beat = delayed(m, beat, 5, "leaving_beat")
-        gain = self._read(m, "gain", bank, beat)
-        bank, beat = delayed(m, bank, 3, "offset_bank"), delayed(m, beat, 3, "offset_beat")
-        offset = self._read(m, "offset", bank, beat)
-        released = delayed(m, rows.valid & rows.last, 9, "released")
-        released_bank = delayed(m, bank, 1, "released_bank")
-        for index in range(2):
-            enters = self._arrived & (self.current == index)
-            leaves = released & (released_bank == index)
-            with m.If(enters & ~leaves):
-                m.d.sync += self._users[index].eq(self._users[index] + 1)
-            with m.Elif(leaves & ~enters):
-                m.d.sync += self._users[index].eq(self._users[index] - 1)
-        gains = [delayed(m, entry, 1, f"gain_{lane}") for lane, entry in enumerate(gain)]
-        offsets = [
-            delayed(m, entry.as_signed(), 1, f"offset_{lane}") for lane, entry in enumerate(offset)
-        ]
-        return gains, offsets

@@ -90,8 +90,8 @@ CONTROL_FAULTS = {
         "current_bank",
     ),
     ("layernorm", "a bank that is written in use"): (
-        r"assign params__ready = &\(~\S+ \);",
-        "assign params__ready = 1'b1;",
+        r"left == mark;",
+        "1'b1;",
     ),
     ("layernorm", "a bank that changes in mid-row"): (
         r"opening \? current_bank : arriving_bank",

@@ -16,7 +16,7 @@ from amaranth.sim import Simulator
 
 from golden.layernorm import LayerNormSpec
 from golden.softmax import SoftmaxSpec
-from rtl.arith import look_up, normalise, product, shift_right, square
+from rtl.arith import look_up, normalise, product, shift_right, square, squares
 from rtl.layernorm import PtfLayerNorm
 from rtl.row import popcount, tree
 from rtl.softmax import Log2Softmax
@@ -63,6 +63,15 @@ def test_square(width: int) -> None:
     bench = Bench([unsigned(width)], lambda m, x: square(m, x, "square"))
     values = range(1 << width)
     assert run(bench, [[x] for x in values], 2) == [(x * x,) for x in values]
+
+
+@pytest.mark.parametrize("width", [4, 5, 9, 10])
+def test_squares(width: int) -> None:
+    """Three values: two share a table, up to 9 bits, and the third has one of its own."""
+    bench = Bench([signed(width)] * 3, lambda m, *x: tuple(squares(m, x, "square")))
+    values = range(-(1 << (width - 1)), 1 << (width - 1))
+    rows = [[x, -1 - x, x // 2] for x in values]
+    assert run(bench, rows, 3) == [tuple(x * x for x in row) for row in rows]
 
 
 @pytest.mark.parametrize("port_bits", [18, 27])
