@@ -50,6 +50,9 @@ from golden.words import TABLE_WORDS
 
 __all__ = ["Operator", "Row", "operator", "paired"]
 
+LARGEST = "largest E"
+"""Corner rows of LayerNorm whose variance, eps included, fills its register begin so."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -124,7 +127,7 @@ def _softmax(spec: SoftmaxSpec) -> Operator:
 
 
 def _layernorm(spec: LayerNormSpec) -> Operator:
-    def params(rng: np.random.Generator, count: int) -> LayerNormParams:
+    def random_params(rng: np.random.Generator, count: int) -> LayerNormParams:
         gain = spec.gain_range
         half = 1 << (spec.output_shift + spec.out_bits - 3)
         return LayerNormParams(
@@ -142,6 +145,22 @@ def _layernorm(spec: LayerNormSpec) -> Operator:
         given: LayerNormParams = row.params
         columns = {name: getattr(given, name)[:count] for name in ("shift", "gain", "offset")}
         return replace(given, **columns)
+
+    def differences(lanes: int) -> list[Row]:
+        """Rows in which every lane sees every code against both ends' zero points; the largest shift."""
+        longest, low = spec.max_channels, -(1 << (spec.in_bits - 1))
+        largest = [each for each in layernorm_corners(spec) if each[0].startswith(LARGEST)]
+        _, x, given = max(largest, key=lambda each: each[1].size)
+        rows = [Row(x, replace(given, point=0, eps=max(given.eps, spec.min_eps(0))))]
+        count = longest // lanes * lanes
+        if spec.in_bits > 8 or not count:
+            return rows
+        codes = np.repeat(np.arange(low, -low, dtype=np.int64), lanes)
+        codes = np.append(codes, np.zeros(-codes.size % count, np.int64))
+        for zero_point in (low, -low - 1):
+            params = replace(random_params(np.random.default_rng(0), count), zero_point=zero_point)
+            rows += [Row(codes[at : at + count], params) for at in range(0, codes.size, count)]
+        return rows
 
     def params_of(words: dict[int, int], count: int) -> LayerNormParams:
         """The parameters that a row of ``count`` channels sees after these writes."""
@@ -168,10 +187,13 @@ def _layernorm(spec: LayerNormSpec) -> Operator:
         pipeline=lambda lanes: layernorm_pipeline(spec, lanes),
         golden=lambda row: layernorm(row.elements, spec, cut(row)).astype(np.int64),
         trace=lambda row: layernorm_trace(row.elements, spec, cut(row)),
-        random_params=params,
+        random_params=random_params,
         params_of=params_of,
         corners=lambda: [(n, Row(x, p)) for n, x, p in layernorm_corners(spec)],
-        witnesses=lambda _: [Row(x, p) for _, x, p in layernorm_witnesses(spec)],
+        witnesses=lambda lanes: [
+            *(Row(x, p) for _, x, p in layernorm_witnesses(spec)),
+            *differences(lanes),
+        ],
         masks=False,
     )
 

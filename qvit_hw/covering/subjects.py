@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured: a unit, its tests, and what they have reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from golden.gelu import GeluSpec
+from golden.layernorm import LayerNormSpec
+from golden.requant import RequantSpec
+from golden.residual import ResidualSpec
+from golden.softmax import SoftmaxSpec
+from qvit_hw.covering.counts import Counted, parse
+from qvit_hw.generate import build_unit
+from qvit_hw.mutation.subjects import REGISTER_TESTS, register_case
+from qvit_hw.simulate import CORNER_LENGTH
+from sim.bench import JOB_VARIABLE
+from sim.coverage import Point, measure
+from sim.job import Job, load_unit
+from sim.runner import ROW_UNIT, RunFailed, build, run_tests
+from sim.scenarios import operator, scenarios
+from sim.tools import Tools
+
+__all__ = ["SUBJECTS", "Found", "RowUnit", "Subject"]
+
+COUNTERS = ("--coverage-line", "--coverage-toggle")
+"""Arguments of Verilator."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Coverpoints of a unit, and how often each place of its Verilog was reached."""
+
+    points: list[Point]
+    counted: Counted
+
+
+class Subject(Protocol):
+    """A design whose tests are measured."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def what(self) -> str:
+        """Its configuration."""
+
+    def run(self, folder: Path, tools: Tools) -> Found:
+        """Run its tests in a folder and count."""
+
+
+@dataclass(frozen=True)
+class RowUnit:
+    """A row unit behind its AXI top; only: names of the scenarios to run, all without."""
+
+    name: str
+    spec: Any
+    lanes: int = 4
+    only: tuple[str, ...] = ()
+
+    @property
+    def what(self) -> str:
+        """Its configuration."""
+        return f"{self.spec!r}, {self.lanes} lanes"
+
+    def run(self, folder: Path, tools: Tools) -> Found:
+        """The scenarios of ``simulate`` and the tests of the registers; RunFailed if one fails."""
+        built = build_unit(self.name, self.spec, self.lanes)
+        (folder / built.entry["file"]).write_text(built.verilog, encoding="utf-8")
+        unit = load_unit(built.entry, folder)
+        cases = scenarios(unit, corner_length=CORNER_LENGTH)
+        cases = [case for case in cases if not self.only or case.name in self.only]
+        style = replace(ROW_UNIT, verilator=COUNTERS)
+        simulation = build(tools, unit.verilog, unit.top, style=style)
+        Job(unit, [register_case(unit), *cases]).write(folder)
+        module = f"sim.tb_{unit.op}"
+        names = [f"{module}.rows/case={index}" for index in range(len(cases) + 1)]
+        names += [f"sim.tb_axi.{name}" for name in REGISTER_TESTS]
+        modules = f"{module},sim.tb_axi"
+        faults = run_tests(simulation, modules, names, folder, env={JOB_VARIABLE: str(folder)})
+        wrong = {name: fault for name, fault in faults.items() if fault is not None}
+        if wrong:
+            raise RunFailed(f"{self.name} fails: {wrong}")
+        points = measure(self.name, operator(unit.op, unit.spec), unit.lanes, cases)
+        return Found(points, parse(folder / "coverage.dat", built.verilog))
+
+
+SUBJECTS: tuple[Subject, ...] = (
+    RowUnit("softmax", SoftmaxSpec(max_tokens=64)),
+    RowUnit("layernorm", LayerNormSpec(max_channels=64)),
+    RowUnit("gelu", GeluSpec(in_bits=6)),
+    RowUnit("requant", RequantSpec()),
+    RowUnit("residual", ResidualSpec()),
+)
+"""What ``cover`` measures."""

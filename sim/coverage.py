@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functional coverage: which numeric corners, stalls, lengths and changes of parameters rows have met.
+
+The bins of an operator follow from its spec alone; what a spec makes impossible has no bin. Rows are
+sampled from the cases that a simulation has run, their intermediate values taken from golden's trace.
+Coverpoints and their crossing are counted by cocotb-coverage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from cocotb_coverage.coverage import CoverCross, CoverPoint, coverage_db
+
+from sim.corners import BINS, FEATURES
+from sim.job import NO_STALL, Case
+from sim.operators import Operator, Row
+from sim.scenarios import length_classes
+
+__all__ = ["Point", "Sample", "measure", "rows_of"]
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row of a case: what it holds, how long the one sent was, and what went on around it."""
+
+    row: Row
+    sent: int
+    stalled_in: bool
+    stalled_out: bool
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Point:
+    """A coverpoint or crossing: hits of each of its bins."""
+
+    name: str
+    bins: dict[str, int]
+
+    @property
+    def missed(self) -> list[str]:
+        """Bins that no row has hit."""
+        return [name for name, hits in self.bins.items() if not hits]
+
+
+def rows_of(case: Case, op: Operator) -> Iterator[Sample]:
+    """The rows of a case with the parameters that they were computed with."""
+    words: dict[int, int] = {}
+    changes = dict(case.params)
+    known: dict[int, Any] = {}
+    for index, sent in enumerate(case.lengths.tolist()):
+        if index in changes:
+            words |= dict(changes[index])
+            known = {}
+        place = case.row(index)
+        count = place.stop - place.start
+        if count not in known:
+            known[count] = op.params_of(words, count)
+        start = int(case.lengths[:index].sum())
+        elements = case.elements[start : start + count]
+        mask = None if case.mask is None else case.mask[start : start + count]
+        stalls = case.stall_in != NO_STALL, case.stall_out != NO_STALL or case.ready_late
+        yield Sample(Row(elements, known[count], mask), sent, *stalls, index > 0 and index in changes)
+
+
+def measure(op_name: str, op: Operator, lanes: int, cases: Sequence[Case]) -> list[Point]:
+    """Hits of every bin of an operator, sampled from all rows of these cases."""
+    coverage_db.clear()
+    classes = length_classes(lanes, op.longest)
+    groups: dict[str, list[str]] = BINS[op_name](op.spec)
+    top = op_name
+
+    def length_class(features: dict[str, Any]) -> str:
+        return next(
+            (n for n, (low, high) in classes.items() if low <= features["length"] <= high), "cut"
+        )
+
+    def sample(features: dict[str, Any]) -> None:
+        """What the coverpoints watch."""
+
+    watched: Any = sample
+    for name, bins in groups.items():
+        watched = CoverPoint(
+            f"{top}.{name}",
+            xf=lambda features, name=name: features[name],
+            bins=bins,
+            rel=lambda seen, wanted: wanted in seen,
+            inj=False,
+        )(watched)
+    crossed = {
+        "stall in": (lambda features: features["stall in"], [False, True]),
+        "stall out": (lambda features: features["stall out"], [False, True]),
+        "length": (length_class, list(classes)),
+        "params change": (lambda features: features["params change"], [False, True]),
+    }
+    for name, (transform, values) in crossed.items():
+        watched = CoverPoint(f"{top}.{name}", xf=transform, bins=values)(watched)
+    cross = f"{top}.stall in x stall out x length x params change"
+    watched = CoverCross(cross, items=[f"{top}.{name}" for name in crossed])(watched)
+    nothing: dict[str, set[str]] = {name: set() for name in groups}
+    for case in cases:
+        for each in rows_of(case, op):
+            found = FEATURES[op_name](op.spec, each.row, op.trace(each.row))
+            watched(
+                nothing
+                | found
+                | {
+                    "length": each.sent,
+                    "stall in": each.stalled_in,
+                    "stall out": each.stalled_out,
+                    "params change": each.changed,
+                }
+            )
+    names = [f"{top}.{name}" for name in (*groups, *crossed)]
+    return [_point(name.partition(".")[2], name) for name in (*names, cross)]
+
+
+def _point(name: str, full: str) -> Point:
+    """A coverpoint's bins as text."""
+    hits = coverage_db[full].detailed_coverage
+    return Point(name, {_text(each): int(count) for each, count in hits.items()})
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(_text(each) for each in value)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

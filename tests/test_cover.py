@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Coverage of a tiny unit: what is hit, what is not, and the reader of Verilator's counts."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+from sim_units import make_unit
+
+from golden.softmax import SoftmaxSpec
+from qvit_hw import cover
+from qvit_hw.covering.counts import Counted, Gap, Place, parse
+from qvit_hw.covering.subjects import Found, RowUnit
+from qvit_hw.errors import UserError
+from sim.corners import BINS, FEATURES
+from sim.coverage import Point, measure, rows_of
+from sim.scenarios import operator, scenarios
+
+TINY = SoftmaxSpec(max_tokens=16)
+
+
+@pytest.fixture(scope="module")
+def unit(tmp_path_factory):
+    return make_unit("softmax", TINY, 4, tmp_path_factory.mktemp("unit"))
+
+
+def test_the_scenarios_hit_every_bin(unit):
+    points = measure("softmax", operator("softmax", unit.spec), unit.lanes, scenarios(unit))
+    assert {point.name: point.missed for point in points if point.missed} == {}
+    crossing = points[-1]
+    assert crossing.name == "stall in x stall out x length x params change"
+    assert len(crossing.bins) == 2 * 2 * 6 * 2
+    assert sum(len(point.bins) for point in points) > 100
+
+
+def test_a_bin_that_no_row_hits_is_told(unit):
+    cases = [case for case in scenarios(unit) if not case.name.startswith("crossed")]
+    points = measure("softmax", operator("softmax", unit.spec), unit.lanes, cases)
+    assert "yes, yes, longer, yes" in points[-1].missed
+    some = measure("softmax", operator("softmax", unit.spec), unit.lanes, cases[:1])
+    missed = {point.name: point.missed for point in some}
+    assert "maximum masked" not in missed["mask"] or "all masked" in missed["mask"]
+    assert "just above code 3" in missed["threshold"] or "all minimum" in missed["row"]
+
+
+def test_rows_are_sampled_with_the_parameters_they_were_computed_with(unit):
+    op = operator("softmax", unit.spec)
+    for case in scenarios(unit):
+        computed = [op.golden(sample.row) for sample in rows_of(case, op)]
+        assert [code for row in computed for code in row.tolist()] == case.expected.tolist(), case.name
+
+
+@pytest.mark.parametrize("name", BINS)
+def test_every_operator_has_bins_and_features_of_the_same_names(name):
+    assert BINS.keys() == FEATURES.keys()
+    from qvit_hw.generate import DEFAULTS
+
+    op = operator(name, asdict(DEFAULTS[name]))
+    row = op.corners()[0][1]
+    assert FEATURES[name](op.spec, row, op.trace(row)).keys() == BINS[name](op.spec).keys()
+
+
+def record(kind, module, line, what, instance, count):
+    """A line as Verilator writes it."""
+    told = {"f": "u.v", "l": line, "n": 3, "t": kind, "page": f"v_{kind}/{module}", "o": what, "h": instance}
+    return "C '" + "".join(f"\x01{key}\x02{value}" for key, value in told.items()) + f"' {count}\n"
+
+
+RECORDS = "# SystemC::Coverage-3\n" + "".join(
+    record(*each)
+    for each in (
+        ("branch", "top", 2, "if", "top.a", 0),
+        ("branch", "top", 2, "if", "top.b", 4),
+        ("line", "top", 3, "else", "top.a", 0),
+        ("toggle", "top", 1, "a__02eb[3]:0->1", "top.a", 0),
+        ("toggle", "top", 1, "__0247[3]:0->1", "top.a", 0),
+        ("toggle", "other", 1, "x:0->1", "top.c", 1),
+    )
+)
+
+
+def test_counts_are_read_added_up_and_explained(tmp_path):
+    (tmp_path / "coverage.dat").write_text(RECORDS, encoding="latin-1")
+    counted = parse(tmp_path / "coverage.dat", "module top;\n  if (a) b;\n  else c;\n")
+    assert counted.modules() == ["top", "other"]
+    assert counted.share("line") == (1, 2)
+    assert counted.share("toggle", "top") == (0, 1)
+    assert counted.share("toggle") == (1, 2)
+    lost = Place("top", "line", 3, "else c;", "else 3")
+    bit = Place("top", "toggle", 1, "a.b[3]:0->1")
+    reasons = [("line", "else", "why"), ("toggle", "line", "no")]
+    assert counted.gaps(reasons) == [Gap(lost, "why"), Gap(bit, "")]
+    assert parse(tmp_path / "coverage.dat", "\n\n\n", only="other").modules() == ["other"]
+    assert Counted({}).share("line") == (0, 0)
+
+
+class Told:
+    """A subject that says what it found."""
+
+    name = what = "told"
+
+    def __init__(self, missed=0, hits=1, text="c <= d;"):
+        places = {Place("told", "line", line, "a <= b;"): 1 for line in range(200)}
+        self.found = Found([Point("p", {"one": 1, "two": 1 - missed})], Counted(places))
+        self.found.counted.hits[Place("told", "line", 500, text)] = hits
+
+    def run(self, folder, tools):
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("subject", "status"),
+    [
+        (Told(), 0),
+        (Told(missed=1), 1),
+        (Told(hits=0), 1),
+        (Told(hits=0, text="if (wake_up_3 ) begin end"), 0),
+    ],
+)
+def test_a_missed_bin_and_a_gap_without_reason_make_status_1(subject, status, tmp_path):
+    assert cover.run(out=tmp_path, subjects=[subject]) == status
+    (unit,) = json.loads((tmp_path / "coverage.json").read_text())["units"]
+    assert unit["passed"] == (status == 0)
+
+
+def test_a_testbench_that_leaves_a_bin_makes_status_1(tmp_path):
+    poor = RowUnit("softmax", SoftmaxSpec(max_tokens=4, code_bits=3), 1, only=("mixed_lengths",))
+    assert cover.run(out=tmp_path, subjects=[poor]) == 1
+    document = json.loads((tmp_path / "coverage.json").read_text())
+    (unit,) = document["units"]
+    assert not document["passed"]
+    assert unit["missed"] == sum(len(point["missed"]) for point in unit["points"]) > 0
+    assert 0.5 < unit["line"]["share"] < 1
+    assert {gap["kind"] for gap in unit["gaps"]} == {"line", "toggle"}
+    assert (tmp_path / "coverage.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"jobs": 0}, "Processes must be at least 1"), ({"only": ["sofmax"]}, "No unit is called 'sofmax'")],
+)
+def test_what_cannot_be_is_refused(options, said, tmp_path):
+    with pytest.raises(UserError, match=f"^{said}"):
+        cover.run(out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
