@@ -16,7 +16,7 @@ import rtl.row
 import rtl.softmax
 import rtl.stream
 from golden.bounds import Interval
-from qvit_hw.proofs import accumulators, queues, streams
+from qvit_hw.proofs import accumulators, partial_sums, queues, streams
 from qvit_hw.proofs.accumulators import ACCUMULATORS, holds, tight, witness
 from qvit_hw.proofs.subjects import SUBJECTS, Depths
 from rtl.row import Credits, OutputQueue, Queue, RowStore
@@ -234,6 +234,12 @@ def test_interval_that_is_too_narrow(monkeypatch):
     narrow = replace(sums, each=Interval(0, sums.each.high - 1), bits=sums.bits)
     monkeypatch.setitem(ACCUMULATORS, "softmax total", lambda: narrow)
     told(holds("softmax total"), r"total: after \d+ elements \d+, after 2 more \d+; golden.s interval of")
+
+
+def test_partial_sums_of_one_bit_less(monkeypatch):
+    assert partial_sums.tight() is None
+    monkeypatch.setattr(partial_sums, "SPEC", replace(partial_sums.SPEC, acc_bits=25))
+    told(partial_sums.tight(), "acc: 8323072 after 127 passes is right with 24 bits, too")
 
 
 def test_row_too_short_to_need_every_bit(monkeypatch):

@@ -26,6 +26,7 @@ from golden.layernorm import LayerNormParams, LayerNormSpec, layernorm_trace
 from golden.requant import RequantParams
 from golden.residual import ResidualParams, ResidualSpec, residual_trace
 from golden.softmax import SoftmaxParams, SoftmaxSpec, softmax_trace
+from qvit_hw.proofs import partial_sums
 from qvit_hw.proofs.circuit import Circuit, State
 from qvit_hw.proofs.logic import Bits, Logic
 from qvit_hw.proofs.property import Counterexample, Property
@@ -48,12 +49,11 @@ WORK = 56
 class Accumulator:
     """A register that sums a row, or with ``count`` 1 one sum of products.
 
-    make: the unit with a register of so many bits more or less than it has.  register: its name in the
-    netlist.  value: golden's name of it.  each: interval of what an element adds.  count: elements of the
-    longest row.  lanes: elements a beat.  signed: of the register.  words, before: writes of the parameters,
-    and beats of ``v``, that let rows reach the interval's ends.  golden: the value after a row of elements,
-    unsigned as the input's payload has them.  element: bits of an element.  row: payload of a row's elements
-    in a beat and last, as integers.  bits: of the register, from golden's interval.
+    make: the unit with so many bits more or less.  register, value: its name in the netlist and golden's.
+    each: interval of what an element adds.  count: elements of the longest row.  lanes: elements a beat.
+    bits: of the register.  element: bits of an element.  golden: the value of a row, its elements as the
+    payload has them.  words, before: parameters and ``v`` that let rows reach the interval's ends.
+    marks: what stands above the elements in a beat, a row's last or not.
     """
 
     unit: str
@@ -111,8 +111,7 @@ def holds(name: str) -> Counterexample | None:
         value = outputs[sums.register]
         values.append(logic.extend(value, WORK - value.width, signed=sums.signed))
     before, after = values[-2:]
-    n = logic.const(0, WORK)
-    assumed: list[Bits] = []
+    n, assumed = logic.const(1, WORK), list[Bits]()
     if sums.count > 1:
         n = logic.extend(logic.free(16, "n"), WORK - 16, signed=False)
         assumed = [
@@ -120,8 +119,6 @@ def holds(name: str) -> Counterexample | None:
             *_within(logic, before, sums.each, n),
         ]
         n = logic.apply("add", n, logic.const(sums.lanes, WORK))
-    else:
-        n = logic.const(1, WORK)
     inside = logic.every(_within(logic, after, sums.each, n))
     found = logic.solve([*assumed, logic.invert(inside)], [n, before, after], seconds=600)
     if found is None:
@@ -177,14 +174,8 @@ def witness(name: str) -> Witness | None:
     beyond = []
     for value in values:
         wide = logic.extend(value, WORK - value.width, signed=sums.signed)
-        beyond.append(
-            logic.some(
-                [
-                    logic.apply("slt", wide, logic.const(less.low, WORK)),
-                    logic.apply("sgt", wide, logic.const(less.high, WORK)),
-                ]
-            )
-        )
+        low, high = logic.const(less.low, WORK), logic.const(less.high, WORK)
+        beyond += [logic.apply("slt", wide, low), logic.apply("sgt", wide, high)]
     row = logic.solve([logic.some(beyond)], elements, seconds=600)
     if row is None:
         return None
@@ -383,7 +374,7 @@ ACCUMULATORS: dict[str, Callable[[], Accumulator]] = {
 
 def properties() -> list[Property]:
     """All of them."""
-    listed = []
+    listed = partial_sums.properties()
     for name, make in ACCUMULATORS.items():
         sums = make()
         row = f"a row of {sums.count}" if sums.count > 1 else "any element"
