@@ -19,7 +19,7 @@ OURS = ("golden", "rtl", "sim", "qvit_hw")
 ALLOWED = {
     "golden": {"golden", "numpy"},
     "rtl": {"rtl", "golden", "numpy", "amaranth"},
-    "sim": {"sim", "golden", "numpy", "cocotb", "cocotb_tools", "cocotbext"},
+    "sim": {"sim", "golden", "numpy", "cocotb", "cocotb_coverage", "cocotb_tools", "cocotbext"},
 }
 HEAVY = {"torch", "torchvision", "timm"}
 CODE_SUFFIXES = {".py", ".css", ".js", ".j2", ".vlt", ".sv", ".v", ".cpp"}
