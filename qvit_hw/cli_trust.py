@@ -104,6 +104,10 @@ def explore(
         list[int] | None,
         typer.Option(help="Only these lanes; may be given again.  [default: 1, 2, 4, 8]", show_default=False),
     ] = None,
+    fix: Annotated[
+        list[str] | None,
+        typer.Option(help="Hold a value, such as exp_bits=15; may be given again.", show_default=False),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="Images that judge: digits, bundled or a folder.", show_default=False),
@@ -127,9 +131,10 @@ def explore(
     ] = False,
 ) -> int:
     """Search presets, widths, tables and lanes for accuracy against area, frequency and cycles."""
-    options = {"bundle": bundle, "out": out, "trials": trials, "storage": storage, "seed": seed}
-    more = {"data": data, "limit": limit, "images": images, "lanes": lanes, "checkpoint": checkpoint}
-    return _run("explore", **options, **more, pretrained=pretrained, jobs=jobs, frequency=frequency)
+    options: dict[str, Any] = {"bundle": bundle, "out": out, "trials": trials, "storage": storage}
+    options |= {"seed": seed, "data": data, "limit": limit, "images": images, "lanes": lanes, "fix": fix}
+    options |= {"checkpoint": checkpoint, "pretrained": pretrained, "jobs": jobs}
+    return _run("explore", **options, frequency=frequency)
 
 
 @app.command()

@@ -25,7 +25,7 @@ from qvit_hw.costing.measuring import COUNTING
 from qvit_hw.costing.targets import TARGETS, check_tools, tool_versions
 from qvit_hw.costing.units import unit_rtlil
 from qvit_hw.errors import MissingTool, UserError
-from qvit_hw.exploring.space import SPACE, Origin
+from qvit_hw.exploring.space import Origin, narrowed
 from qvit_hw.outputs import check_folder, made_folder, told, write_files
 
 __all__ = ["JOURNAL", "JSON", "PAGE", "run"]
@@ -42,6 +42,7 @@ def run(
     storage: str | None = None,
     seed: int = 1,
     lanes: list[int] | None = None,
+    fix: list[str] | None = None,
     data: str | None = None,
     limit: int | None = None,
     images: Path | None = None,
@@ -53,18 +54,14 @@ def run(
     """Try points and write the page of all that the study has; return the exit status, 0.
 
     bundle: whose model is explored (its own widths are not used); digits without.  data: images that judge,
-    as of ``evaluate``.  images: those that are calibrated on.  lanes: only these.  frequency: place and route
-    on ECP5, which is slow.
+    as of ``evaluate``.  images: those that are calibrated on.  lanes: only these.  fix: "NAME=VALUE" of
+    what is held.  frequency: place and route on ECP5, which is slow.
     UserError or MissingTool, before any work, for what cannot be.
     """
     for name, value, least in (("Trials", trials, 0), ("Jobs", jobs, 1), ("Seed", seed, 0)):
         if value < least:
             raise UserError(f"{name} must be at least {least}, not {value!r}.")
-    for count in lanes or ():
-        if count not in SPACE["lanes"]:
-            known = ", ".join(str(each) for each in SPACE["lanes"])
-            raise UserError(f"Lanes must be one of {known}, not {count!r}.")
-    counts = sorted(set(lanes or SPACE["lanes"]))
+    space = narrowed(lanes or (), fix or ())
     _check_tools(frequency)
     out = Path(out)
     check_folder(out)
@@ -80,7 +77,7 @@ def run(
     with console.status(f"{origin.model}: loading"):
         lab = Lab(origin, data, limit, jobs=jobs, frequency=frequency)
         judged = f"{data}, {len(lab.data)} images"
-        setup = _setup(lab.origin, judged, lab.loaded.source, frequency) | {"lanes": counts}
+        setup = _setup(lab.origin, judged, lab.loaded.source, frequency) | {"space": space}
     with made_folder(out), told(out):
         study = open_study(storage or str(out / JOURNAL), setup, frequency)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -94,7 +91,7 @@ def run(
                     seed,
                     frequency,
                     told=lambda trial: progress.update(bar, advance=1, description=_words(trial.values)),
-                    lanes=tuple(counts),
+                    space=space,
                 )
         finally:
             found = document(points(study), setup, origin, frequency)

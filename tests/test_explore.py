@@ -21,7 +21,15 @@ from qvit_hw.errors import UserError
 from qvit_hw.exploring import trial as trying
 from qvit_hw.exploring.measured import Measured, objectives
 from qvit_hw.exploring.page import document, tradeoff_page
-from qvit_hw.exploring.space import SPACE, Origin, chosen_preset, commands, settings_of, starts
+from qvit_hw.exploring.space import (
+    SPACE,
+    Origin,
+    chosen_preset,
+    commands,
+    narrowed,
+    settings_of,
+    starts,
+)
 from qvit_hw.exploring.study import Point, front, open_study, points, search
 from qvit_hw.exploring.trial import Lab
 from qvit_hw.presets import find_preset
@@ -70,13 +78,25 @@ def lab() -> Lab:
 
 
 def test_starts_are_the_presets_and_every_choice_is_of_the_space():
-    for lanes in (SPACE["lanes"], (2,)):
-        for start in starts(lanes):
+    for space, count in ((SPACE, 10), (narrowed([2], []), 10), (narrowed([], ["code_bits=4"]), 2)):
+        assert len(starts(space)) == count
+        for start in starts(space):
             assert list(start) == list(SPACE)
-            assert all(value in SPACE[name] for name, value in start.items())
-            assert start["lanes"] in lanes
+            assert all(value in space[name] for name, value in start.items())
             assert settings_of(start) == []
             assert chosen_preset(start) == find_preset(start["preset"])
+
+
+def test_a_space_can_be_narrowed():
+    space = narrowed([4, 1], ["exp_bits=15", "base=2", "base=sqrt2"])
+    assert space["lanes"] == (1, 4)
+    assert space["exp_bits"] == (15,)
+    assert space["base"] == ("2", "sqrt2")
+    assert space["code_bits"] == SPACE["code_bits"]
+    wrong = {"exp_bits=99": "Exp bits must be one of 12, 15, 18, not 99", "x=1": "NAME=VALUE"}
+    for setting, part in wrong.items():
+        with pytest.raises(UserError, match=part):
+            narrowed([], [setting])
 
 
 def test_settings_are_what_differs_from_the_preset():
@@ -317,7 +337,7 @@ def test_the_command_writes_page_and_json_and_goes_on(mapped, tmp_path, monkeypa
         assert cli.invoke([*options, "--trials", trials]) == 0
         told = json.loads((tmp_path / "t" / "tradeoff.json").read_text())
         assert len(told["points"]) == total
-    assert told["setup"]["lanes"] == [1, 2]
+    assert told["setup"]["space"]["lanes"] == [1, 2]
     assert {each["choice"]["lanes"] for each in told["points"]} == {2}
     assert sorted(each.name for each in (tmp_path / "t").iterdir()) == [
         "study.journal", "tradeoff.html", "tradeoff.json",

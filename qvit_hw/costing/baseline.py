@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from golden.tensorfile import read_json
 from qvit_hw.costing.measuring import Row
 from qvit_hw.errors import UserError
 
@@ -67,12 +68,24 @@ def read(path: Path = BASELINE) -> list[Row]:
     if not path.exists():
         return []
     try:
-        stored: Any = json.loads(path.read_bytes())
+        stored: Any = read_json(path.read_bytes())
         if stored["schema"] != SCHEMA:
             raise ValueError(stored["schema"])
-        return [Row(**row) for row in stored["rows"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [_row(row) for row in stored["rows"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"Baseline must be a file that --accept wrote, not {str(path)!r}.") from error
+
+
+def _row(entry: Any) -> Row:
+    """A row of the file; TypeError or ValueError where it is none."""
+    row = Row(**entry)
+    names = (row.unit, row.target, row.variant)
+    figures = [row.figures, *row.parts.values()]
+    if not all(isinstance(name, str) for name in names) or type(row.lanes) is not int:
+        raise TypeError(f"A row must be of a unit, not {entry!r}")
+    if not all(type(value) in (int, float) for each in figures for value in each.values()):
+        raise TypeError(f"Figures must be numbers, not {figures!r}")
+    return row
 
 
 def text(rows: Sequence[Row], tools: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from golden.tensorfile import read_json
 from qvit_hw.outputs import write_files
 from sim.runner import cache_folder
 
@@ -32,7 +33,7 @@ def entry_path(key: str) -> Path:
 def load(key: str) -> Any:
     """What was stored under a key; None if nothing sound is there."""
     try:
-        entry = json.loads(entry_path(key).read_bytes())
+        entry = read_json(entry_path(key).read_bytes())
         sound = entry["key"] == key and entry["sha256"] == _digest(entry["value"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

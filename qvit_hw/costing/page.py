@@ -99,12 +99,14 @@ def _chart(
         if (value := ours(row)) is not None:
             kind = "" if row.variant == "default" else f", {row.variant}"
             dsp = cell(row.figures.get("DSP"))
-            detail = f"{cell(row.figures.get('LUT'))} LUT, {dsp} DSP; {UNITS[row.unit].told}"
+            clock = "" if row.number("MHz") is None else f", {row.number('MHz'):.0f} MHz"
+            detail = f"{cell(row.figures.get('LUT'))} LUT, {dsp} DSP{clock}; {UNITS[row.unit].told}"
             found.append((f"{row.unit}, {row.lanes} lanes{kind}", detail, value * factor, True))
     for peer in peers_of(op):
         if (value := theirs(peer)) is not None:
             dsp = "" if peer.dsp is None else f", {peer.dsp} DSP"
-            detail = f"{peer.lut:,} LUT{dsp}; {peer.bits} bits; {peer.source}"
+            size = f"{peer.lut:,} LUT{dsp}" if factor > 1 else f"{peer.lut4:,} LUT4, {peer.mhz:g} MHz"
+            detail = f"{size}; bits: {peer.bits}; {peer.source}"
             found.append((peer.name, detail, value * factor, False))
     most = max((value for _, _, value, _ in found), default=1.0)
     ordered = sorted(found, key=lambda each: -each[2])
@@ -133,6 +135,7 @@ def _tables(rows: Sequence[Row], before: Sequence[Row]) -> list[dict[str, Any]]:
                 "columns": columns,
                 "rated": name != "asic",
                 "timed": "MHz" in columns,
+                "noted": any("note" in row.figures for row in mine),
                 "rows": [
                     {
                         "row": row,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -21,6 +22,8 @@ __all__ = ["Failed", "cells_below", "execute", "run_passes", "statistics", "stop
 
 _running: set[subprocess.Popen[str]] = set()
 """Tools that run now, from whatever thread."""
+_POLITE = ("nice", "-n", "5") if shutil.which("nice") else ()
+"""A sweep takes every core for minutes: whoever works on the machine comes first."""
 _PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -29,13 +32,13 @@ class Failed(Exception):
 
 
 def execute(command: Sequence[str], folder: Path, log: str) -> str:
-    """Run a tool inside ``folder`` and return what it printed; an interrupt ends it, too.
+    """Run a tool inside ``folder``, at low priority, and return what it printed; an interrupt ends it.
 
     log: file of the folder that keeps this.  Failed where the tool's status is not 0.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_PROJECT)}
     process = subprocess.Popen(
-        command,
+        [*_POLITE, *command],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,12 +74,17 @@ def tradeoff_page(found: Mapping[str, Any]) -> str:
         axes=axes,
         boxes={name: values for name, values in choices.items() if values},
         names=list(SPACE),
-        most={name: max((p[name] for p in points), default=0) for name in ("lut", "cycles")},
+        most={name: _tens(max((p[name] for p in points), default=0)) for name in ("lut", "cycles")},
         least=min((p["sqnr_db"] for p in points), default=0.0),
         top=max((p["sqnr_db"] for p in points), default=0.0),
         data=_script({"points": points, "axes": axes}),
         plotly=get_plotlyjs() if points else "",
     )
+
+
+def _tens(value: float) -> int:
+    """The next multiple of ten: a slider stops nowhere else."""
+    return 10 * math.ceil(value / 10)
 
 
 def _script(content: Mapping[str, Any]) -> str:

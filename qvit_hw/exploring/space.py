@@ -14,14 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qvit_hw.errors import UserError
 from qvit_hw.presets import AFFINES, SETTINGS, Preset, find_preset, with_settings
 
-__all__ = ["SPACE", "Choice", "Origin", "chosen_preset", "commands", "settings_of", "starts"]
+__all__ = [
+    "SPACE",
+    "Choice",
+    "Origin",
+    "Space",
+    "chosen_preset",
+    "commands",
+    "narrowed",
+    "settings_of",
+    "starts",
+]
 
 Choice = Mapping[str, Any]
 """A value for every name of SPACE."""
+Space = Mapping[str, tuple[Any, ...]]
+"""The values that there are, by name."""
 
-SPACE: Mapping[str, tuple[Any, ...]] = {
+SPACE: Space = {
     "preset": ("w8a8p4", "w8a8p5", "w6a6", "w4a8", "w4a4"),
     "affine": AFFINES,
     "lanes": (1, 2, 4, 8),
@@ -45,10 +58,38 @@ def _start(name: str, affine: str, lanes: int) -> dict[str, Any]:
     return {"preset": name, "affine": affine, "lanes": lanes, **widths}
 
 
-def starts(lanes: Sequence[int] = SPACE["lanes"]) -> list[Choice]:
-    """Where a search begins: the presets as they are, with either affine step, at most and fewest lanes."""
-    pairs = ((AFFINES[0], max(lanes)), (AFFINES[1], min(lanes)))
-    return [_start(name, affine, count) for affine, count in pairs for name in SPACE["preset"]]
+def starts(space: Space = SPACE) -> list[Choice]:
+    """Where a search begins: the presets as they are, with either affine step, at most and fewest lanes.
+
+    Those that a narrower space does not have are left out.
+    """
+    pairs = ((AFFINES[0], max(space["lanes"])), (AFFINES[1], min(space["lanes"])))
+    found = [_start(name, affine, count) for affine, count in pairs for name in space["preset"]]
+    return [each for each in found if all(each[name] in space[name] for name in space)]
+
+
+def narrowed(lanes: Sequence[int], fixed: Sequence[str]) -> Space:
+    """SPACE with these lanes alone and the values held that are given as "NAME=VALUE"; UserError for others.
+
+    A name that is given again has several values.
+    """
+    space = dict(SPACE)
+    given = [("lanes", str(count)) for count in lanes]
+    for setting in fixed:
+        name, _, value = setting.partition("=")
+        if name not in SPACE:
+            names = ", ".join(SPACE)
+            raise UserError(f"Fixed value must be NAME=VALUE with a name of {names}, not {setting!r}.")
+        given.append((name, value))
+    for name, value in given:
+        known = {str(each): each for each in SPACE[name]}
+        if value not in known:
+            told = name.replace("_", " ").capitalize()
+            raise UserError(f"{told} must be one of {', '.join(known)}, not {value}.")
+    for name in dict(given):
+        wanted = {value for other, value in given if other == name}
+        space[name] = tuple(each for each in SPACE[name] if str(each) in wanted)
+    return space
 
 
 @dataclass(frozen=True)

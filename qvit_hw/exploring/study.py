@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from qvit_hw.errors import UserError
 from qvit_hw.exploring.measured import Measured, objectives
-from qvit_hw.exploring.space import SPACE, Choice, starts
+from qvit_hw.exploring.space import SPACE, Choice, Space, starts
 
 __all__ = ["Point", "front", "open_study", "points", "search"]
 
@@ -72,15 +72,14 @@ def search(
     seed: int,
     frequency: bool,
     told: Callable[[FrozenTrial], None] = lambda trial: None,
-    lanes: tuple[int, ...] = SPACE["lanes"],
+    space: Space = SPACE,
 ) -> None:
     """Try so many choices; one that cannot be built fails, and the search goes on.
 
     The choices follow from ``seed`` and from what is in the study: alone, the same search tries the same.
-    lanes: only these, the same in every search of a study.
+    space: the same in every search of a study.
     """
-    space = {**SPACE, "lanes": lanes}
-    for start in starts(lanes):
+    for start in starts(space):
         study.enqueue_trial(dict(start), skip_if_exists=True)
 
     def objective(trial: Trial) -> Sequence[float]:

@@ -75,16 +75,15 @@
       });
     });
     const axis = (name) => ({
-      title: { text: axes[name] }, type: name === "lut" || name === "cycles" || name === "microseconds" ? "log" : "linear",
+      title: { text: axes[name] },
       gridcolor: theme.line, zeroline: false, linecolor: theme.line, automargin: true, nticks: 6, exponentformat: "none", separatethousands: true,
-      ...(name === "lut" || name === "cycles" || name === "microseconds" ? { dtick: "D2" } : {}),
     });
     Plotly.react(plot, traces, {
       xaxis: axis(x), yaxis: axis(y), margin: { l: 56, r: 14, t: 12, b: 48 },
       paper_bgcolor: theme.panel, plot_bgcolor: theme.panel,
       font: { color: theme.muted, size: 12, family: "system-ui, sans-serif" },
       hoverlabel: { bgcolor: theme.panel, font: { color: theme.fg } },
-      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, hovermode: "closest", dragmode: false,
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, itemsizing: "constant" }, hovermode: "closest", dragmode: false,
     }, { responsive: true, displaylogo: false, displayModeBar: false });
   };
 
