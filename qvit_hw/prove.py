@@ -36,7 +36,10 @@ __all__ = ["JSON", "PAGE", "SCHEMA", "Proof", "document", "page", "run"]
 
 PAGE, JSON, SCHEMA = "proofs.html", "proofs.json", "qvit-hw proofs 1"
 PACKAGES = ("pyosys", "bitwuzla")
-MODULES = ("qvit_hw.proofs.arithmetic", "qvit_hw.proofs.softmax")
+MODULES = tuple(
+    f"qvit_hw.proofs.{name}"
+    for name in ("arithmetic", "softmax", "layernorm", "matrix", "accumulators", "queues", "streams")
+)
 
 
 @dataclass(frozen=True)

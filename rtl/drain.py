@@ -185,7 +185,8 @@ class Drain(wiring.Component):
         """The lanes' and the block's parameters, in the cycle after sums; the token's address then."""
         size, load, opening = self._spec.size, self.load.payload, Signal()
         words = data.ArrayLayout(data.ArrayLayout(unsigned(8), size), PARAMETER_WORDS)
-        shadow, block = Signal(words, reset_less=True), Signal(block_layout(), reset_less=True)
+        shadow = Signal(words, reset_less=True)
+        block = Signal(block_layout(), reset_less=True)
         full = Signal()
         m.d.comb += [self.load.ready.eq(~full), opening.eq(self.sums.valid & self.sums.first)]
         with m.If(opening):
@@ -196,7 +197,8 @@ class Drain(wiring.Component):
                 m.d.sync += full.eq(1)
                 m.d.sync += [block[name].eq(load[name]) for name, _ in block_layout()]
 
-        working, address = Signal(block_layout()), Signal(16)
+        working = Signal(block_layout())
+        address = Signal(16)
         outputs = block.sink == Sink.OUTPUTS  # gets acc: y of a factor of 1
         with m.If(opening):
             m.d.sync += working.eq(block)

@@ -331,7 +331,7 @@ def test_the_changelog_has_a_heading_for_numbers_and_the_version():
     assert "### Numerics" in text
 
 
-def test_ci_demands_icarus_and_calls_make_test():
+def test_ci_demands_icarus_and_a_browser_and_calls_make_test():
     text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "export QVIT_REQUIRE_ICARUS=1 QVIT_REQUIRE_BROWSER=1" in text
     assert text.splitlines()[-1] == "make test"

@@ -2,9 +2,9 @@
 """One question to the solver: a netlist's values and golden's, on the same inputs, must never differ.
 
 Wide products defeat every solver of bits, so a product is a function of which the solver knows only this:
-equal factors have equal products; golden's lie in their interval; and (x + y 2**n) z = x z + y z 2**n, for
-the ways in which the RTL cuts factors. That covers more than real multiplication, so that a proof stands. An
-answer is tried again with numbers and real products before anybody is told of it.
+equal factors have equal products, and a factor of 0 makes 0; golden's products lie in their intervals; and
+(x + y 2**n) z = x z + y z 2**n, for the ways in which the RTL cuts factors. More functions than multiplication
+do so: a proof stands. An answer is tried again with real products before anybody is told of it.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Case:
         self.symbols = Symbols(self.logic)
         self.inputs: dict[str, Symbol] = {}
         self.assumed: list[Bits] = []
+        self.exact = numbers is not None
+        """Multipliers of the netlist multiply: for factors so narrow that the solver can."""
         self._numbers = numbers
         self._products: list[tuple[Bits, Bits, Bits]] = []
         if numbers is None:
@@ -85,13 +87,14 @@ class Case:
         inputs: Mapping[str, Sequence[tuple[int | None, Symbol]]],
         outputs: Mapping[str, tuple[int, bool]],
         *,
-        registers: Mapping[str, Symbol] | None = None,
+        registers: Mapping[str, tuple[int | None, Symbol]] | None = None,
         reset: bool = False,
     ) -> dict[str, Symbol]:
         """Outputs of a netlist, each in a cycle and signed or not.
 
         inputs: (cycle, symbol) of each port, None for every cycle; whatever else enters is arbitrary, as is
-        the first state unless ``reset``.  registers: what some of them hold in that first state.
+        the first state unless ``reset``.  registers: cuts, where what a register holds in a cycle (None: in
+        each) is a symbol, whatever the netlist had put there.
         """
         seen = self.run_all(
             circuit,
@@ -111,15 +114,13 @@ class Case:
         inputs: Mapping[str, Sequence[tuple[int | None, Symbol]]],
         cycles: int,
         *,
-        registers: Mapping[str, Symbol] | None = None,
+        registers: Mapping[str, tuple[int | None, Symbol]] | None = None,
         reset: bool = True,
     ) -> list[dict[str, Bits]]:
         """All outputs of so many cycles; the rest as in :meth:`run`."""
         state = circuit.initial(self.logic) if reset else self._anything(circuit)
-        for name, symbol in (registers or {}).items():
-            number = next(number for number, called in circuit.states.items() if called == name)
-            state[number] = self.symbols.wide(symbol, state[number].width)
-        multiply = self._product if self._numbers is None else None
+        cuts = [(circuit.register(name), when, symbol) for name, (when, symbol) in (registers or {}).items()]
+        multiply = None if self.exact else self._product
         found = []
         for cycle in range(cycles):
 
@@ -131,6 +132,9 @@ class Case:
                     return self.logic.const(0, 1)
                 return self.logic.free(width, name) if self._numbers is None else self.logic.const(0, width)
 
+            for number, when, symbol in cuts:
+                if when is None or when == cycle:
+                    state[number] = self.symbols.wide(symbol, state[number].width)
             seen, state = circuit.step(self.logic, state, given, multiply)
             found.append(seen)
         return found
@@ -240,6 +244,9 @@ class Case:
                 met.append((x, y, product))
         found = []
         for index, (a, b, first) in enumerate(met):
+            nothing = [self._is(each, 0) for each in (a, b)]
+            zero = self.logic.apply("eq", first, self.logic.const(0, PRODUCT))
+            found.append(self.logic.some([self.logic.invert(self.logic.some(nothing)), zero]))
             for x, y, second in met[:index]:
                 alike = self.logic.some([self._equal(a, x, b, y), self._equal(a, y, b, x)])
                 same = self.logic.apply("eq", first, second)
@@ -248,6 +255,9 @@ class Case:
 
     def _equal(self, a: Bits, x: Bits, b: Bits, y: Bits) -> Bits:
         return self.logic.every([self.logic.apply("eq", a, x), self.logic.apply("eq", b, y)])
+
+    def _is(self, x: Bits, value: int) -> Bits:
+        return self.logic.apply("eq", x, self.logic.const(value, x.width))
 
     def _same(self, x: Bits, y: Bits) -> None:
         self.assumed.append(self.logic.apply("eq", x, y))

@@ -117,6 +117,15 @@ class Circuit:
             arguments = tuple(int(word) for word in words[3 : 3 + count] if word.lstrip("-").isdigit())
             self._lines.append(Line(number, op, arguments, int(words[2])))
 
+    def register(self, name: str) -> int:
+        """The line of a register by its name in the RTL, which Yosys may have made unique by a number."""
+        exact = [number for number, called in self.states.items() if called == name]
+        close = [number for number, called in self.states.items() if called.startswith(f"{name}$")]
+        found = exact or close
+        if len(found) != 1:
+            raise ValueError(f"Register must be one of the circuit's, not {name!r}")
+        return found[0]
+
     # ------------------------------------------------------------------------------------- running
 
     def anything(self, logic: Logic) -> State:
