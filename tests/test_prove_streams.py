@@ -100,7 +100,7 @@ def told(found, *words):
 
 
 def test_properties_are_listed_once_and_can_be_sent_to_a_process():
-    listed = [*streams.properties(), *accumulators.properties()]
+    listed = [*streams.properties(), *queues.properties(), *accumulators.properties()]
     assert len({(each.unit, each.name) for each in listed}) == len(listed) >= 50
     assert {each.kind for each in listed} == {"stream", "accumulator"}
     for each in listed:

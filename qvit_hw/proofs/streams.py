@@ -13,7 +13,6 @@ from functools import partial
 
 from amaranth.back import rtlil
 
-from qvit_hw.proofs import queues
 from qvit_hw.proofs.logic import Bits
 from qvit_hw.proofs.property import Counterexample, Property
 from qvit_hw.proofs.runs import COUNT_BITS, Run, Trace
@@ -351,7 +350,7 @@ STALLED = 6
 
 def properties() -> list[Property]:
     """All of them."""
-    return [*queues.properties(), *(each for name in SUBJECTS for each in _of_unit(name))]
+    return [each for name in SUBJECTS for each in _of_unit(name)]
 
 
 def _of_unit(name: str) -> list[Property]:
