@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -48,8 +49,11 @@ from qvit_hw import compile as compiler
 from qvit_hw.bundle import load_bundle
 from qvit_hw.compile import configuration
 from qvit_hw.compiler.program import Program
+from qvit_hw.costing import baseline, cache
+from qvit_hw.costing.measuring import Row
 from qvit_hw.errors import UserError
 from qvit_hw.generate import build_unit
+from qvit_hw.index import find_pages, render_index
 from qvit_hw.models.checkpoints import read_checkpoint
 from qvit_hw.models.images import open_picture
 from qvit_hw.outputs import check_replaced
@@ -70,8 +74,6 @@ class Bait:
         self.path = path
 
     def __reduce__(self) -> tuple[Any, ...]:
-        import os
-
         return os.mkdir, (str(self.path),)
 
 
@@ -338,6 +340,51 @@ def _config(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(PRESETS["16x16"].to_json()))
 
 
+def _baseline(folder: Path) -> None:
+    figures = {"LUT": 1000, "FF": 500, "DSP": 0, "BRAM": 2.5}
+    rows = [Row(unit, 2, "xcup", "default", figures) for unit in ("softmax", "layernorm")]
+    (folder / "baseline.json").write_text(baseline.text(rows, {"pyosys": "0.60"}))
+
+
+def _compared(folder: Path) -> object:
+    rows = baseline.read(folder / "baseline.json")
+    return baseline.changes(rows, rows), baseline.text(rows, {})
+
+
+def _cached(folder: Path) -> None:
+    with redirected(folder):
+        cache.store("0" * 64, {"LUT": 5, "parts": {"array": {"LUT": 3}}})
+
+
+def _from_cache(folder: Path) -> object:
+    with redirected(folder):
+        return cache.load("0" * 64)
+
+
+@contextmanager
+def redirected(folder: Path) -> Iterator[None]:
+    """The cache is in this folder."""
+    before = os.environ.get("QVIT_CACHE")
+    os.environ["QVIT_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("QVIT_CACHE")
+        if before is not None:
+            os.environ["QVIT_CACHE"] = before
+
+
+def _indexed(folder: Path) -> None:
+    (folder / "demo").mkdir()
+    page = "<title>9 · qvit-hw</title><h1>9 <small>mutants</small></h1>"
+    (folder / "demo" / "mutation.html").write_text(page)
+    (folder / "demo" / "mutation.json").write_text(json.dumps({"passed": True, "units": [1, 2]}))
+
+
+def _index(folder: Path) -> object:
+    return render_index(find_pages(folder))
+
+
 def _page(folder: Path) -> int:
     """The report of results that were edited; a page that is refused leaves nothing."""
     out = folder / "page"
@@ -415,6 +462,9 @@ READERS: tuple[Reader, ...] = (
     Reader("configuration", 60, _config, lambda folder: configuration(str(folder / "config.json"))),
     Reader("results", 40, _results, lambda folder: load_results(folder / "results").outputs()),
     Reader("verilog folder", 20, _units, _loaded_units, edits=("manifest.json",), heal=heal_units),
+    Reader("cost baseline", 10, _baseline, _compared),
+    Reader("cost cache", 10, _cached, _from_cache, ()),
+    Reader("index of pages", 10, _indexed, _index, ()),
     Reader("folder to replace", 4, _program, _replaced, edits=("program.json",)),
     Reader("report", 3, _flipped, _page, statuses=(0, 1)),
     Reader("export", 3, _calibrated, _exported, heal=_healed, statuses=(0,), edits=_scales),

@@ -83,8 +83,8 @@ def _row(entry: Any) -> Row:
     figures = [row.figures, *row.parts.values()]
     if not all(isinstance(name, str) for name in names) or type(row.lanes) is not int:
         raise TypeError(f"A row must be of a unit, not {entry!r}")
-    if not all(type(value) in (int, float) for each in figures for value in each.values()):
-        raise TypeError(f"Figures must be numbers, not {figures!r}")
+    if not all(type(value) in (int, float, str) for each in figures for value in each.values()):
+        raise TypeError(f"Figures must be numbers or notes, not {figures!r}")
     return row
 
 
