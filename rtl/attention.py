@@ -106,9 +106,9 @@ class ShiftAttend(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         drain, beat, taken, ends = self._pipeline.drain, self.i.payload, Signal(), Signal()
-        # Rows of one code each: more places than cycles from a code to its beat's transfer.
+        # Rows of one code each: more places than cycles from a code to its beat's transfer, a power of two.
         m.submodules.output = output = OutputQueue(
-            self.o.signature.members["payload"].shape, max(OUTPUT_DEPTH, drain + 1)
+            self.o.signature.members["payload"].shape, max(OUTPUT_DEPTH, 1 << drain.bit_length())
         )
         m.d.comb += [
             self.i.ready.eq(output.room),

@@ -138,30 +138,27 @@ class Circuit:
 
     def initial(self, logic: Logic) -> State:
         """The state that the netlist's initial values give; what has none is free."""
-        state, known = self.anything(logic), {}
+        state = self.anything(logic)
+        known: dict[int, Bits | Memory] = {}
         for line in self._lines:
             if line.op in ("const", "constd", "consth", "zero", "one", "ones"):
                 known[line.number] = self._constant(logic, line)
-            elif line.op in ("read", "write", "state", "slice", "concat", "uext", "sext"):
-                pass
+            elif line.op == "state" and line.number not in self._next and line.sort in self._arrays:
+                known[line.number] = state[line.number]  # under a memory's contents, word for word
+            elif line.op == "write" and all(number in known for number in line.arguments):
+                memory, address, word = (known[number] for number in line.arguments)
+                assert isinstance(memory, Memory)
+                assert isinstance(address, Bits)
+                assert isinstance(word, Bits)
+                known[line.number] = logic.write(memory, address, word)
         for number, source in self._init.items():
-            if source in known:
-                sort = self._sort_of(number)
-                filled = sort in self._arrays
-                state[number] = (
-                    logic.filled_memory(self._arrays[sort][0], known[source]) if filled else known[source]
-                )
-            elif source in state:
-                state[number] = self._initial_memory(logic, source, known)
+            value = known.get(source)
+            sort = self._sort_of(number)
+            if isinstance(value, Bits) and sort in self._arrays:
+                value = logic.filled_memory(self._arrays[sort][0], value)
+            if value is not None:
+                state[number] = value
         return state
-
-    def _initial_memory(self, logic: Logic, source: int, known: Mapping[int, Bits]) -> Bits | Memory:
-        """An initial value that another state holds: Yosys builds memories' contents so."""
-        if source in self._init and self._init[source] in known:
-            value = known[self._init[source]]
-            return logic.filled_memory(self._arrays[self._sort_of(source)][0], value)
-        line = next(line for line in self._lines if line.number == source)
-        return self._free(logic, line)
 
     def _sort_of(self, number: int) -> int:
         return next(line.sort for line in self._lines if line.number == number)
