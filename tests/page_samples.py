@@ -11,7 +11,7 @@ from evaluation_samples import pictures
 from evaluation_samples import sample as evaluation
 from report_samples import make_bundle, make_results
 
-from qvit_hw import cost, index, mutate, prove, report
+from qvit_hw import cost, cover, index, mutate, prove, report
 from qvit_hw.costing.measuring import Row
 from qvit_hw.costing.page import cost_page
 from qvit_hw.evaluation_page import render as evaluation_page
@@ -49,6 +49,44 @@ def proofs_sample(folder: Path) -> str:
         for number in range(12)
     ]
     return prove.page(prove.document(found, 93.5))
+
+
+def coverage_sample(folder: Path) -> str:
+    """Coverage of two units; one has a gap without a reason."""
+
+    def figures(reached: int, places: int) -> dict[str, float]:
+        share = reached / places
+        told = {"explained": 0, "share_of_reachable": share}
+        return {"reached": reached, "places": places, "share": share, **told}
+
+    units = []
+    for name, missed in (("softmax", []), ("layernorm", ["both x longest x new"])):
+        reason = "" if missed else "the reset is synchronous: never in mid-cycle"
+        gap = {"module": f"qvit_{name}_core_rows", "line": 812, "text": "level <= level + 1'h1;"}
+        hits = {f"bin {number}": 7 * number + 1 for number in range(5)}
+        units.append(
+            {
+                "unit": name,
+                "what": f"{name}, 4 lanes",
+                "bins": 90,
+                "missed": len(missed),
+                "points": [
+                    {"point": point, "bins": 5, "missed": missed, "hits": hits}
+                    for point in ("stalls x lengths x params", "maximum", "total")
+                ],
+                "line": figures(990 - len(missed), 1000),
+                "toggle": figures(4800, 5000),
+                "modules": [
+                    {"module": f"{name}.{part}", "line": figures(99, 100), "toggle": figures(9, 10)}
+                    for part in ("core", "core.rows", "axi")
+                ],
+                "gaps": [{**gap, "kind": kind, "reason": reason} for kind in ("line", "toggle")],
+                "unexplained": len(missed),
+                "passed": not missed,
+            }
+        )
+    tools = type("Tools", (), {"name": "verilator", "version": "Verilator 5.48"})()
+    return cover._page(cover._document(units, tools))
 
 
 def mutation_sample(folder: Path) -> str:
@@ -117,6 +155,7 @@ SAMPLES: dict[str, Callable[[Path], str]] = {
     "report": report_sample,
     "evaluation": lambda _: evaluation_page(evaluation(blocks=4, differing=300), pictures()),
     "proofs": proofs_sample,
+    "coverage": coverage_sample,
     "mutation": mutation_sample,
     "cost": cost_sample,
     "tradeoff": tradeoff_sample,

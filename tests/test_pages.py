@@ -7,6 +7,8 @@ import pytest
 from page_samples import SAMPLES
 from playwright.sync_api import sync_playwright
 
+from qvit_hw.index import KINDS, run
+
 pytestmark = pytest.mark.browser
 
 WIDTHS = {"desk": 1280, "phone": 390}
@@ -102,6 +104,10 @@ def opened(browser, pages):
         window.page.close()
 
 
+def test_no_kind_of_page_is_left_out():
+    assert set(SAMPLES) == {"index", *(kind.stem for kind in KINDS)}
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_page_renders_without_a_complaint(kind, width, opened):
@@ -153,7 +159,7 @@ VALUES = """head => {
 }"""
 
 
-@pytest.mark.parametrize("kind", ["report", "proofs", "mutation"])
+@pytest.mark.parametrize("kind", ["report", "proofs", "mutation", "coverage"])
 def test_filters_hide_rows(kind, opened):
     window = opened(kind)
     filters = window.page.query_selector_all(".filters[data-for]")
@@ -207,8 +213,6 @@ def test_the_trade_off_answers(opened):
 
 
 def test_the_index_leads_to_its_pages(browser, tmp_path, pages):
-    from qvit_hw.index import run
-
     place = tmp_path / "a folder" / "with #signs"
     place.mkdir(parents=True)
     (place / "proofs.html").write_bytes(pages("proofs").read_bytes())
