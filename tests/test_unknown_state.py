@@ -101,7 +101,7 @@ SMALL = dict.fromkeys(("features", "queries", "keys", "values", "stream", "score
 
 @pytest.mark.slow
 def test_the_accelerator_with_noise_for_initial_values(tmp_path, monkeypatch):
-    """Images of digits: every logit is golden's, with any noise; without one reset it is not so."""
+    """Images of digits: every logit is golden's, whatever the noise."""
     loaded = load_model("digits")
     known = torch.tensor(digits_images("train")[0][:8])
     twin, _ = calibrate_network(loaded.network, known, find_preset("default"))
