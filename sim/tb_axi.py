@@ -58,7 +58,7 @@ async def send(bench: Bench, **changes: Any) -> list[int]:
 async def readable(dut: Any) -> None:
     """Identity, lanes and every field of the spec."""
     bench, registers = await started(dut), JOB.unit.registers
-    wanted = {"id": IDENTITY, "lanes": JOB.unit.lanes, "status": 0, "rows": 0}
+    wanted = {"id": IDENTITY, "version": 1, "lanes": JOB.unit.lanes, "status": 0, "rows": 0}
     wanted["operator"] = 1 + ("softmax", "layernorm", "gelu", "requant", "residual").index(JOB.unit.op)
     for name, value in JOB.unit.spec.items():
         wanted[f"spec_{name}"] = NAMES[value] if isinstance(value, str) else value
@@ -96,13 +96,14 @@ async def decoded(dut: Any) -> None:
     bench, spans = await started(dut), JOB.unit.spans
     edges = {at for base, words, _ in spans for at in (base, base + 4 * words - 4, base + 4 * words)}
     near = {at ^ (1 << bit) for at in edges for bit in range(2, ADDRESS_BITS)} | edges
-    for address in sorted(at for at in near if at < 1 << ADDRESS_BITS):
+    for turn, address in enumerate(sorted(at for at in near if at < 1 << ADDRESS_BITS)):
         access = [kind for base, words, kind in spans if base <= address < base + 4 * words]
         read = {"RO": OKAY, "RW1C": OKAY, "WO": SLVERR}[access[0]] if access else DECERR
         assert (await bench.axil.read(address))[1] == read, f"read of {address:#x}"
         # Without its strobes a write does nothing.
         write = SLVERR if access else DECERR
-        assert await bench.axil.write(address, 0, 0) == write, f"write of {address:#x}"
+        value = 0xFFFFFFFF * (turn & 1)
+        assert await bench.axil.write(address, value, 0) == write, f"write of {address:#x}"
 
 
 @cocotb.test()
