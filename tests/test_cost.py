@@ -143,6 +143,61 @@ def test_defaults_leave_the_accelerator_out_and_take_it_by_name():
     assert [(task.target, task.lanes) for task in named] == [("xcup", 16), ("ecp5", 16)]
 
 
+HIERARCHY = """module \\top.core.array
+ wire input 1 \\clk
+ wire width 4 input 2 \\d
+ wire width 4 output 3 \\q
+ cell $dff \\r
+  parameter \\WIDTH 4
+  parameter \\CLK_POLARITY 1
+  connect \\CLK \\clk
+  connect \\D \\d
+  connect \\Q \\q
+ end
+end
+module \\top.core
+ wire input 1 \\clk
+ wire width 4 input 2 \\d
+ wire width 4 output 3 \\q
+ cell \\top.core.array \\array
+  connect \\clk \\clk
+  connect \\d \\d
+  connect \\q \\q
+ end
+end
+module \\top
+ wire input 1 \\clk
+ wire width 4 input 2 \\d
+ wire width 4 output 3 \\q
+ wire width 4 \\w
+ cell \\top.core \\core
+  connect \\clk \\clk
+  connect \\d \\w
+  connect \\q \\q
+ end
+ cell $xor \\x
+  parameter \\A_SIGNED 0
+  parameter \\B_SIGNED 0
+  parameter \\A_WIDTH 4
+  parameter \\B_WIDTH 4
+  parameter \\Y_WIDTH 4
+  connect \\A \\d
+  connect \\B { \\d [0] \\d [3:1] }
+  connect \\Y \\w
+ end
+end
+"""
+
+
+def test_parts_of_a_hierarchy_add_up(tmp_path):
+    parts = TARGETS["xcup"].parts(HIERARCHY, tmp_path)
+    assert {name: (figures["LUT"], figures["FF"]) for name, figures in parts.items()} == {
+        "array": (0, 4),
+        "memories, wires": (4, 0),
+        "total": (4, 4),
+    }
+
+
 # -------------------------------------------------------------------------------------- counting
 
 

@@ -51,6 +51,8 @@ LUTS_OF_RAM = {"RAM32M": 4, "RAM32M16": 8, "RAM64M": 4, "RAM64M8": 8, "RAM32X1D"
                "RAM128X1D": 4, "RAM256X1D": 8, "RAM32X1S": 1, "RAM64X1S": 1, "RAM128X1S": 2}
 """LUTs that a distributed RAM of UltraScale+ occupies."""
 _LATCHES = "t:$dlatch t:$adlatch t:$dlatchsr t:$sr t:$_DLATCH* t:$_SR_*"
+_HIDDEN = "rename -hide w:*"
+"""Amaranth names fields like bits (`\\x[0]`), names that Yosys gives to bits of its own."""
 _ANY_RAM = "setattr -unset ram_style m:*"
 """Memories that ask for block RAMs may be anything else then."""
 _DEVICES = {
@@ -106,8 +108,7 @@ class Target:
     def parts(self, rtlil: str, folder: Path) -> dict[str, Figures]:
         """Figures by unit of a design whose hierarchy is kept, and their ``total``."""
         (folder / "unit.il").write_text(rtlil, encoding="utf-8")
-        # Amaranth names fields like bits (`\\x[0]`), names that Yosys gives to bits of its own.
-        passes = [*_READ, "rename -hide w:*", self.hierarchy, "tee -q -o stat.json stat -json"]
+        passes = [*_READ, _HIDDEN, self.hierarchy, "tee -q -o stat.json stat -json"]
         run_passes(passes, folder)
         _no_latches(folder)
         found = statistics(folder)
@@ -335,7 +336,7 @@ TARGETS: Mapping[str, Target] = {
             "ECP5 LFE5U-85F, speed grade 6, placed and routed by nextpnr with seed 1; block RAM of 18 kb",
             18,
             (2, 8),
-            (Variant("default", ("synth_ecp5 -top top -json unit.json",), "85k"),),
+            (Variant("default", (_HIDDEN, "synth_ecp5 -top top -json unit.json"), "85k"),),
             count_ecp5,
             tools=("pyosys", "ecp5"),
             hierarchy="synth_ecp5 -top top -noflatten",
@@ -347,8 +348,8 @@ TARGETS: Mapping[str, Target] = {
             18,
             (2,),
             (
-                Variant("HX8K", ("synth_ice40 -top top -json unit.json",), "hx8k"),
-                Variant("UP5K", ("synth_ice40 -dsp -top top -json unit.json",), "up5k"),
+                Variant("HX8K", (_HIDDEN, "synth_ice40 -top top -json unit.json"), "hx8k"),
+                Variant("UP5K", (_HIDDEN, "synth_ice40 -dsp -top top -json unit.json"), "up5k"),
             ),
             count_ice40,
             tools=("pyosys", "ice40"),
