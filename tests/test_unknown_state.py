@@ -5,6 +5,7 @@ The Verilog is simulated without any initial value (:mod:`unknowns`) on Verilato
 other noise each time. On Icarus, where they are X, it is in ``test_sim_icarus.py``.
 """
 
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -85,7 +86,11 @@ def test_the_transformation_takes_every_initial_value(tmp_path):
     text = unit.verilog.read_text()
     bare = uninitialised(text)
     assert text.count("initial begin") > 3
-    assert "initial begin" not in bare
+    # What is left are tables, which nothing writes.
+    left = set(re.findall(r"initial begin\n +(\w+)\[0\]", bare))
+    assert bare.count("initial begin") == len(left) < text.count("initial begin")
+    assert not any(re.search(rf"(?m)^ *{name} ?\[.*\] <= ", bare) for name in left)
+    assert not re.search(r"(?m)^  reg .* = ", bare)
     assert uninitialised(bare) == bare
     table = "module t(x);\n  reg [3:0] rom [1:0];\n  initial begin\n    rom[0] = 4'h1;\n    rom[1] = 4'h2;\n"
     table += "  end\n"
