@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 # SPDX-License-Identifier: Apache-2.0
 """Arithmetic: lanes of the units and the blocks that they share compute what golden computes, for all inputs.
 

@@ -3,7 +3,7 @@
 
 Wide products defeat every solver of bits, so a product is a function of which the solver knows only this:
 equal factors have equal products, and a factor of 0 makes 0; golden's products lie in their intervals; and
-(x + y 2**n) z = x z + y z 2**n, for the ways in which the RTL cuts factors. More functions than multiplication
+(x + y 2**n) z = x z + y z 2**n, for the ways in which the RTL cuts factors. Other functions than products
 do so: a proof stands. An answer is tried again with real products before anybody is told of it.
 """
 
@@ -43,7 +43,10 @@ class Claim:
 
 
 class Case:
-    """Inputs that are free, or (``numbers``) those of a counterexample; what is assumed of them."""
+    """Inputs that are free, or (``numbers``) those of a counterexample; what is assumed of them.
+
+    With numbers products are real, and whatever enters besides is 0; an input that they lack is free.
+    """
 
     def __init__(self, numbers: Mapping[str, int] | None = None) -> None:
         self.logic = Logic()
@@ -64,7 +67,7 @@ class Case:
     def input(self, name: str, legal: Interval) -> Symbol:
         """An input of golden's, anywhere in its interval."""
         width = Interval(min(legal.low, -1), max(legal.high, 0)).bits
-        if self._numbers is None:
+        if self._numbers is None or name not in self._numbers:
             symbol = self.symbols.of(self.logic.free(width, name), signed=True)
             self.assumed += [
                 self.symbols.compare("sgte", symbol, legal.low),
@@ -281,10 +284,27 @@ def decide(
         raise Undecided(f"{what}: no answer in {seconds:g} s") from None
     if found is None:
         return None
-    numbers = {
+    numbers = _numbers(names, wanted, found)
+    counterexample = _replayed(ask, what, numbers)
+    if counterexample is None:
+        counterexample = _nearby(ask, what, numbers)
+    if counterexample is None:
+        raise Undecided(f"{what}: what the solver found does not stand with real products")
+    return counterexample
+
+
+def _numbers(names: Sequence[str], wanted: Sequence[Bits], found: Sequence[int]) -> dict[str, int]:
+    """The solver's values of inputs."""
+    return {
         name: Bits(bits.width, value).signed_value
         for name, bits, value in zip(names, wanted, found, strict=True)
     }
+
+
+def _replayed(
+    ask: Callable[[Case], Sequence[Claim]], what: str, numbers: Mapping[str, int]
+) -> Counterexample | None:
+    """What differs on these numbers, if anything does."""
     for claim in ask(Case(numbers)):
         if claim.rtl.bits.value is None or claim.golden.bits.value is None:
             continue
@@ -294,7 +314,27 @@ def decide(
             return Counterexample(
                 f"{what}: with {told}, golden's {claim.name} is {golden}, the RTL's is {rtl}", numbers
             )
-    raise Undecided(f"{what}: what the solver found does not stand with real products")
+    return None
+
+
+def _nearby(
+    ask: Callable[[Case], Sequence[Claim]], what: str, numbers: Mapping[str, int]
+) -> Counterexample | None:
+    """A counterexample that differs from these numbers in one input: products with constants are easy."""
+    for name in numbers:
+        case = Case({other: value for other, value in numbers.items() if other != name})
+        claims = ask(case)
+        wrong = case.logic.some(
+            [case.symbols.compare("neq", claim.rtl, claim.golden) for claim in claims]
+        )
+        try:
+            found = case.logic.solve([wrong, *case.assumed], [case.inputs[name].bits], seconds=10)
+        except TimeoutError:
+            continue
+        if found is not None:
+            own = _numbers([name], [case.inputs[name].bits], found)
+            return _replayed(ask, what, {**numbers, **own})
+    return None
 
 
 def bench(shapes: Mapping[str, Shape], build: Callable[..., Mapping[str, Value]]) -> Circuit:

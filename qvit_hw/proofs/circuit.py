@@ -129,16 +129,21 @@ class Circuit:
     # ------------------------------------------------------------------------------------- running
 
     def anything(self, logic: Logic) -> State:
-        """A state about which nothing is known."""
-        return {
-            line.number: self._free(logic, line)
-            for line in self._lines
-            if line.op == "state"
-        }
+        """A state about which nothing is known, but that tables which nobody writes have their contents."""
+        state = self._free_state(logic)
+        fixed = {n: value for n, value in self._contents(logic, state).items() if n not in self._next}
+        return {**state, **fixed}
 
     def initial(self, logic: Logic) -> State:
         """The state that the netlist's initial values give; what has none is free."""
-        state = self.anything(logic)
+        state = self._free_state(logic)
+        return {**state, **self._contents(logic, state)}
+
+    def _free_state(self, logic: Logic) -> State:
+        return {line.number: self._free(logic, line) for line in self._lines if line.op == "state"}
+
+    def _contents(self, logic: Logic, state: State) -> State:
+        """Initial values, by the lines of the states that have some."""
         known: dict[int, Bits | Memory] = {}
         for line in self._lines:
             if line.op in ("const", "constd", "consth", "zero", "one", "ones"):
@@ -151,14 +156,15 @@ class Circuit:
                 assert isinstance(address, Bits)
                 assert isinstance(word, Bits)
                 known[line.number] = logic.write(memory, address, word)
+        found: State = {}
         for number, source in self._init.items():
             value = known.get(source)
             sort = self._sort_of(number)
             if isinstance(value, Bits) and sort in self._arrays:
                 value = logic.filled_memory(self._arrays[sort][0], value)
             if value is not None:
-                state[number] = value
-        return state
+                found[number] = value
+        return found
 
     def _sort_of(self, number: int) -> int:
         return next(line.sort for line in self._lines if line.number == number)

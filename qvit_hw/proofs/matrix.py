@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 # SPDX-License-Identifier: Apache-2.0
 """The accelerator's array and drain: a multiplier's two products, powers of two, and the lane behind them."""
 
