@@ -28,7 +28,7 @@ RESULTS_VARIABLE = "COCOTB_RESULTS_FILE"
 STUCK = "stuck"
 SECONDS = 60
 """After which a mutant counts as hung; a run of the unit as it is takes a tenth of that."""
-CHUNK = 50
+CHUNK = 100
 """Mutants of a simulator process: progress is told between them."""
 
 

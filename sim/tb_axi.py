@@ -127,6 +127,7 @@ async def late_response(dut: Any) -> None:
     for cycle in range(12):
         await edge
         assert int(dut.s_axil_bvalid.value) == (cycle >= 2)
+        assert cycle < 2 or int(dut.s_axil_bresp.value) == OKAY
     assert int(dut.s_axil_awready.value) == 0
     dut.s_axil_awvalid.value = dut.s_axil_wvalid.value = 0
     dut.s_axil_bready.value = 1
@@ -135,6 +136,28 @@ async def late_response(dut: Any) -> None:
         await edge
         answers += int(dut.s_axil_bvalid.value)
     assert answers == 2
+
+
+@cocotb.test()
+async def late_read(dut: Any) -> None:
+    """What was read stays until it is taken, and then goes."""
+    bench = await started(dut)
+    dut.s_axil_araddr.value = JOB.unit.registers["id"]
+    dut.s_axil_arvalid.value, dut.s_axil_rready.value = 1, 0
+    seen = []
+    for _ in range(12):
+        await bench.edge
+        if dut.s_axil_arready.value == 1:
+            dut.s_axil_arvalid.value = 0
+        if dut.s_axil_rvalid.value == 1:
+            seen.append((int(dut.s_axil_rdata.value), int(dut.s_axil_rresp.value)))
+    assert len(seen) >= 8
+    assert set(seen) == {(IDENTITY, OKAY)}
+    dut.s_axil_rready.value = 1
+    await bench.edge
+    dut.s_axil_rready.value = 0
+    await bench.edge
+    assert dut.s_axil_rvalid.value == 0
 
 
 @cocotb.test()
@@ -160,7 +183,8 @@ async def repaired(dut: Any) -> None:
     bits = unit.spec[{"softmax": "score_bits", "requant": "acc_bits"}.get(unit.op, "in_bits")]
     bits += unit.spec["acc_bits"] if unit.op == "residual" else 0
     if unit.in_slot * 8 > bits:
-        await send(bench, data=(0, 1 << (unit.in_slot * 8 - 2)))
-        assert await status(bench) == OUTSIDE
+        for lane in range(unit.lanes):
+            await send(bench, data=(0, 1 << (unit.in_slot * 8 * (lane + 1) - 2)))
+            assert await status(bench) == OUTSIDE, f"lane {lane}"
     rows, _ = await bench.axil.read(unit.registers["rows"])
     assert rows >= 3

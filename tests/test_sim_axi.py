@@ -44,7 +44,7 @@ def run_all(unit, module, names, folder, lengths):
 
 
 def test_registers_and_repairs(unit, tmp_path):
-    names = ["readable", "refused", "decoded", "channel_order", "late_response", "repaired"]
+    names = ["readable", "refused", "decoded", "channel_order", "late_response", "late_read", "repaired"]
     run_all(unit, "sim.tb_axi", names, tmp_path / "run", [15])
 
 
@@ -53,7 +53,7 @@ def test_registers_and_repairs(unit, tmp_path):
 )
 def test_registers_and_repairs_of_a_stream_unit(op, spec, tmp_path):
     unit = make_unit(op, spec, 4, tmp_path)
-    names = ["readable", "refused", "decoded", "channel_order", "late_response", "repaired"]
+    names = ["readable", "refused", "decoded", "channel_order", "late_response", "late_read", "repaired"]
     run_all(unit, "sim.tb_axi", names, tmp_path / "run", [15])
 
 

@@ -29,7 +29,10 @@ from sim.tools import Tools
 
 __all__ = ["ROW_UNITS", "RowUnit", "Subject", "ordered", "register_case"]
 
-REGISTER_TESTS = ("readable", "refused", "decoded", "channel_order", "late_response", "repaired")
+REGISTER_TESTS = (
+    *("readable", "refused", "decoded", "channel_order"),
+    *("late_response", "late_read", "repaired"),
+)
 CORNER_LENGTH = 64
 ROWS = 6
 
