@@ -15,12 +15,13 @@ from qvit_hw.costing import baseline, cache, measuring, targets
 from qvit_hw.costing.measuring import Row, Task, measure, measure_all, tasks_for
 from qvit_hw.costing.page import cost_page
 from qvit_hw.costing.peers import PEERS
-from qvit_hw.costing.tables import parts_markdown
+from qvit_hw.costing.tables import markdown, parts_markdown
 from qvit_hw.costing.targets import TARGETS
 from qvit_hw.costing.units import DEFAULT_UNITS, UNITS, unit_rtlil
 from qvit_hw.costing.yosys import Failed, run_passes
 from qvit_hw.errors import MissingTool, UserError
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = Task("gelu", 1, "xcup", spec=GeluSpec(in_bits=4, out_bits=4))
 SAID = """Info: Device utilisation:
 Info: 	          TRELLIS_COMB:    2544/  83640     3%
@@ -409,3 +410,23 @@ def test_peers_are_as_the_reference_has_them():
     assert {(peer.name, peer.op): round(peer.density, 5) for peer in PEERS} == stated
     fast = {(peer.name, peer.op): round(peer.throughput, 3) for peer in PEERS if peer.throughput}
     assert fast == {("HG-PIPE", "softmax"): 0.057, ("ITA", "softmax"): 0.048, ("HG-PIPE", "layernorm"): 0.043}
+
+
+# ------------------------------------------------------------------------------------ the README
+
+
+def readme_table() -> str:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return text.partition("<!-- cost: begin -->\n")[2].partition("<!-- cost: end -->")[0]
+
+
+def test_the_readme_s_table_is_what_the_baseline_says():
+    assert baseline.BASELINE.is_file()
+    assert readme_table() == markdown(baseline.read())
+
+
+def test_the_readme_s_check_can_fail():
+    rows = baseline.read()
+    place = next(n for n, each in enumerate(rows) if each.key == ("softmax", 8, "xcup", "default"))
+    rows[place] = replace(rows[place], figures=rows[place].figures | {"LUT": 1})
+    assert readme_table() != markdown(rows)
