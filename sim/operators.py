@@ -132,7 +132,7 @@ def _layernorm(spec: LayerNormSpec) -> Operator:
         half = 1 << (spec.output_shift + spec.out_bits - 3)
         return LayerNormParams(
             zero_point=int(rng.integers(-(1 << (spec.in_bits - 1)), 1 << (spec.in_bits - 1))),
-            eps=1 << int(rng.integers(0, spec.eps_bits)),
+            eps=int(rng.integers(1, 2 << int(rng.integers(0, spec.eps_bits)))),
             point=int(rng.integers(spec.max_point // 2, min(13, spec.max_point + 1))),
             shift=rng.integers(0, spec.max_shift, count, endpoint=True),
             gain=rng.integers(gain.low, gain.high, count, endpoint=True),
