@@ -75,11 +75,11 @@
       });
     });
     const axis = (name) => ({
-      title: { text: axes[name] },
+      title: { text: axes[name], standoff: 8 },
       gridcolor: theme.line, zeroline: false, linecolor: theme.line, automargin: true, nticks: 6, exponentformat: "none", separatethousands: true,
     });
     Plotly.react(plot, traces, {
-      xaxis: axis(x), yaxis: axis(y), margin: { l: 56, r: 14, t: 12, b: 48 },
+      xaxis: axis(x), yaxis: axis(y), margin: { l: 56, r: 14, t: 12, b: 60 },
       paper_bgcolor: theme.panel, plot_bgcolor: theme.panel,
       font: { color: theme.muted, size: 12, family: "system-ui, sans-serif" },
       hoverlabel: { bgcolor: theme.panel, font: { color: theme.fg } },
