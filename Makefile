@@ -6,7 +6,7 @@
 #   make lint      ruff and mypy
 #   make dinov2    the same as demo on a pretrained DINOv2 ViT-S/14 (97 MB of weights, ten minutes)
 #   make prove     proves the units equal to golden, for all inputs
-#   make verify    full verification: proofs, coverage of the testbenches, mutants that they must find
+#   make verify    full verification: proofs, coverage, mutants that testbenches must find, broken files (hours)
 #   make cost      size and frequency of the units, as a table and a page
 #   make explore   searches widths, tables and lanes for accuracy against area
 #   make speed     time of float, calibrated and golden model, and of each golden operator
@@ -65,6 +65,8 @@ lint: $(VENV)/.stamp
 test: lint
 	@command -v iverilog > /dev/null || \
 	  echo "Not run: the second opinion of Icarus Verilog (no iverilog on PATH; install the package iverilog)."
+	@command -v chromium > /dev/null || \
+	  echo "Not run: the pages in a browser (no chromium on PATH; install the package chromium)."
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(PYTEST_ARGS)
 
 prove: $(VENV)/.stamp
@@ -73,6 +75,7 @@ prove: $(VENV)/.stamp
 verify: prove
 	$(BIN)/python -m qvit_hw.cover --out $(OUT)/coverage
 	$(BIN)/python -m qvit_hw.mutate --out $(OUT)/mutation
+	$(BIN)/python tests/fuzz_readers.py --inputs 100000 --out $(OUT)/fuzz
 	$(BIN)/python -m qvit_hw.index --folder $(OUT)
 
 cost: $(VENV)/.stamp-cost
