@@ -131,7 +131,8 @@ class Circuit:
     def anything(self, logic: Logic) -> State:
         """A state about which nothing is known, but that tables which nobody writes have their contents."""
         state = self._free_state(logic)
-        fixed = {n: value for n, value in self._contents(logic, state).items() if n not in self._next}
+        contents = self._contents(logic, state)
+        fixed = {n: value for n, value in contents.items() if self._next.get(n, n) == n}
         return {**state, **fixed}
 
     def initial(self, logic: Logic) -> State:
