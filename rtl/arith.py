@@ -22,7 +22,6 @@ __all__ = [
     "saturated",
     "settled",
     "shift_right",
-    "square",
     "squares",
 ]
 
@@ -78,29 +77,6 @@ def product(m: Module, a: Value, b: Value, name: str, *, port_bits: int = CHUNK 
     value = sum(parts[1:], start=parts[0])
     result = Signal(value.shape(), name=name)
     m.d.sync += result.eq(value)
-    return result
-
-
-def square(m: Module, magnitude: Value, name: str) -> Value:
-    """``magnitude**2`` in 2 cycles, without a multiplier for up to 8 bits.
-
-    With x = 16 h + l: x^2 = (256 h^2 + l^2) + 32 h l, where the bracket is a concatenation.
-    """
-    result = Signal(2 * len(magnitude), name=name)
-    if len(magnitude) > 8:
-        raw = Signal(2 * len(magnitude), name=f"{name}_raw")
-        m.d.sync += [raw.eq(magnitude * magnitude), result.eq(raw)]
-        return result
-    low, high = magnitude[:4], magnitude[4:]
-    own = Signal(16, name=f"{name}_own")
-    cross = Signal(8, name=f"{name}_cross")
-    squares = [digit * digit for digit in range(16)]
-    products = [(index >> 4) * (index & 15) for index in range(256)]
-    m.d.sync += [
-        own.eq(Cat(look_up(squares, low, 8), look_up(squares, high, 8))),
-        cross.eq(look_up(products, Cat(low, high), 8) if len(high) else 0),
-        result.eq(own + (cross << 5)),
-    ]
     return result
 
 

@@ -16,7 +16,7 @@ from amaranth.sim import Simulator
 
 from golden.layernorm import LayerNormSpec
 from golden.softmax import SoftmaxSpec
-from rtl.arith import look_up, normalise, product, shift_right, square, squares
+from rtl.arith import look_up, normalise, product, shift_right, squares
 from rtl.layernorm import PtfLayerNorm
 from rtl.row import popcount, tree
 from rtl.softmax import Log2Softmax
@@ -56,13 +56,6 @@ def run(bench: Bench, stimuli: Sequence[Sequence[int]], latency: int) -> list[tu
     simulator.add_testbench(drive)
     simulator.run()
     return got
-
-
-@pytest.mark.parametrize("width", [4, 5, 8, 10])
-def test_square(width: int) -> None:
-    bench = Bench([unsigned(width)], lambda m, x: square(m, x, "square"))
-    values = range(1 << width)
-    assert run(bench, [[x] for x in values], 2) == [(x * x,) for x in values]
 
 
 @pytest.mark.parametrize("width", [4, 5, 9, 10])

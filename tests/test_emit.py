@@ -47,7 +47,7 @@ from qvit_hw.generate import DEFAULTS, build_unit
 from rtl.accelerator import Accelerator
 from rtl.axi import AxiSoftmax
 from rtl.emit import emit
-texts = {{op: build_unit(op, spec, 8).verilog for op, spec in DEFAULTS.items()}}
+texts = {{op: build_unit(op, spec, 2).verilog for op, spec in DEFAULTS.items()}}
 texts["accelerator"] = emit(Accelerator(AcceleratorSpec(size=4)), "qvit_accelerator")
 texts["plain"] = emit(AxiSoftmax(SoftmaxSpec(), lanes=8), "qvit_softmax")
 for name, text in texts.items():

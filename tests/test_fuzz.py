@@ -25,6 +25,8 @@ from qvit_hw.models.images import open_picture
 SHORT = 3000
 """Inputs of all readers together; those that are slow to begin are left to ``make verify``."""
 LONG = ("export",)
+TOLERANT = ("cost cache", "index of pages")
+"""Readers for which a broken file is one that is not there."""
 
 
 @pytest.mark.parametrize(
@@ -35,7 +37,8 @@ def test_readers_refuse_or_understand(reader, tmp_path, monkeypatch):
     tally = fuzz_readers.fuzz(reader, max(12, SHORT * reader.share // 1000), 7)
     assert tally.fault is None
     assert tally.tried >= 10
-    assert tally.taken < tally.tried, "edits that all are taken try nothing"
+    refused = tally.tried - tally.taken
+    assert refused or reader.name in TOLERANT, "edits that all are taken try nothing"
 
 
 def use(folder, monkeypatch):

@@ -81,7 +81,7 @@ SOUND = [
     (arithmetic.rounding, 12, 4),
     (arithmetic.saturation, 9, 8),
     (arithmetic.product, signed(20), signed(21), 18),
-    (arithmetic.square, 6),
+    (arithmetic.squares, 6),
     (arithmetic.shifting, 12, 4, 12),
     (arithmetic.requant_lane, REQUANT, 18),
     (arithmetic.residual_lane, RESIDUAL, 27),
@@ -271,7 +271,7 @@ def test_status_page_and_json_say_what_was_found(checks, status, tmp_path, monke
 
 
 def test_processes_prove(tmp_path):
-    options = ["--only", "arith: square*", "--jobs", "1"]
+    options = ["--only", "arith: squares*", "--jobs", "1"]
     assert cli.invoke(["prove", "--out", str(tmp_path / "out"), *options]) == 0
     document = json.loads((tmp_path / "out" / prove.JSON).read_text())
     assert (document["proven"], document["properties"]) == (3, 3)

@@ -91,9 +91,13 @@ def _shared() -> Iterator[Property]:
                 b,
                 port,
             )
-    for width in (4, 8, 16):
+    for width in (5, 9, 17):
         yield claim(
-            "arith", f"square, {width} bits", "a square by digits is x * x", square, width
+            "arith",
+            f"squares, {width} bits",
+            "the squares of two values, which share a table or have multipliers, are x * x",
+            squares,
+            width,
         )
     for value, amount, keep in ((41, 6, 21), (20, 4, 20), (60, 6, 23)):
         yield claim(
@@ -147,14 +151,27 @@ def product(a: Shape, b: Shape, port_bits: int, case: Case) -> list[Claim]:
     return [Claim("product", found["product"], x * y)]
 
 
-def square(width: int, case: Case) -> list[Claim]:
-    """:func:`rtl.arith.square`."""
-    circuit = bench({"x": unsigned(width)}, lambda m, x: {"y": rtl.arith.square(m, x, "square")})
-    x = case.input("x", Interval.of_bits(width, signed=False))
-    found = case.run(circuit, {"x": [(0, x)]}, {"y": (2, False)})
-    if width > 8:
-        return [Claim("square", found["y"], x * x)]
-    return [Claim("square", found["y"], case.symbols.read([n * n for n in range(1 << width)], x))]
+def squares(width: int, case: Case) -> list[Claim]:
+    """:func:`rtl.arith.squares`; what is squared are differences of codes, never the lowest value."""
+
+    def build(m: Module, x: Value, y: Value) -> Mapping[str, Value]:
+        found = rtl.arith.squares(m, [x, y], "square")
+        return {"x_squared": found[0], "y_squared": found[1]}
+
+    circuit = bench({"x": signed(width), "y": signed(width)}, build)
+    case.exact = True  # a table, or one multiplier on either side
+    case.symbols.multiply = case.symbols._multiplied
+    half = 1 << (width - 1)
+    legal = Interval(1 - half, half - 1)
+    given = {name: case.input(name, legal) for name in "xy"}
+    outputs = {f"{name}_squared": (3, False) for name in given}
+    found = case.run(circuit, {name: [(0, x)] for name, x in given.items()}, outputs)
+    table = [(n - half) ** 2 for n in range(2 * half)] if width <= 9 else []
+    claims = []
+    for name, x in given.items():
+        wanted = case.symbols.read(table, x + half) if table else x * x
+        claims.append(Claim(f"{name} * {name}", found[f"{name}_squared"], wanted))
+    return claims
 
 
 def shifting(width: int, amount: int, keep: int, case: Case) -> list[Claim]:

@@ -234,7 +234,7 @@ class Logic:
         """The word at an address."""
         if address.value is not None:
             return self._word(memory, address.value)
-        if memory.address_bits > EXPANDED:
+        if memory.address_bits > EXPANDED and len(memory.words) < 1 << memory.address_bits:
             if not isinstance(memory.base, Bits):
                 return Bits(memory.width, None, self._select(self._array(memory), address))
             found = memory.base
