@@ -19,13 +19,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from .bundle import Layer, load_bundle
 from .errors import UserError
 from .outputs import write_files
 from .report_page.accelerator import Section, gather_run
 from .report_page.content import Content, gather
+from .report_page.frame import FOLDER, environment
 from .report_page.pictures import PTF_COLOURS, ramp_css
 from .report_page.results import Results, Run, load_results
 
@@ -33,7 +32,6 @@ __all__ = ["run", "write_report"]
 
 SCHEMA = "qvit-hw/report"
 VERSION = 1
-_PAGE = Path(__file__).parent / "report_page"
 _THIN = "\u2009"
 
 
@@ -111,22 +109,14 @@ def _write(texts: dict[Path, str]) -> None:
 
 
 def _page(results: Results, content: Content, section: Section | None) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(_PAGE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["thousands"] = _thousands
-    environment.filters["percent"] = _percent
     rates = [
         rate
         for row in content.layers
         for rate in (row["cycles_per_row"], row["cycles_per_row_predicted"], row["beats"])
         if rate is not None
     ]
-    return environment.get_template("page.html.j2").render(
+    templates = environment({"thousands": _thousands, "percent": _percent})
+    return templates.get_template("page.html.j2").render(
         c=content,
         a=section,
         model=_model(results),
@@ -144,9 +134,9 @@ def _page(results: Results, content: Content, section: Section | None) -> str:
             content.heads, key=lambda head: (head["mismatches"], head["contrast"]), default=None
         ),
         css="".join(
-            (_PAGE / name).read_text(encoding="utf-8") for name in ("style.css", "accelerator.css")
+            (FOLDER / name).read_text(encoding="utf-8") for name in ("style.css", "accelerator.css")
         ),
-        js=(_PAGE / "script.js").read_text(encoding="utf-8"),
+        js=(FOLDER / "script.js").read_text(encoding="utf-8"),
     )
 
 
