@@ -53,8 +53,7 @@ class Case:
         self.symbols = Symbols(self.logic)
         self.inputs: dict[str, Symbol] = {}
         self.assumed: list[Bits] = []
-        self.exact = numbers is not None
-        """Multipliers of the netlist multiply: for factors so narrow that the solver can."""
+        self._exact = numbers is not None
         self._numbers = numbers
         self._products: list[tuple[Bits, Bits, Bits]] = []
         if numbers is None:
@@ -79,10 +78,6 @@ class Case:
         symbol = self.symbols.exactly(bits, legal.low, legal.high)
         self.inputs[name] = symbol
         return symbol
-
-    def bits(self, shape: Shape, symbol: Symbol) -> Bits:
-        """A symbol as the port of a netlist takes it."""
-        return self.symbols.wide(symbol, shape.width)
 
     def run(
         self,
@@ -123,7 +118,7 @@ class Case:
         """All outputs of so many cycles; the rest as in :meth:`run`."""
         state = circuit.initial(self.logic) if reset else self._anything(circuit)
         cuts = [(circuit.register(name), when, symbol) for name, (when, symbol) in (registers or {}).items()]
-        multiply = None if self.exact else self._product
+        multiply = None if self._exact else self._product
         found = []
         for cycle in range(cycles):
 
@@ -153,6 +148,10 @@ class Case:
         }
 
     # ------------------------------------------------------------------------------------ products
+
+    def multiply(self) -> None:
+        """Let products be products, on either side: for factors so narrow that the solver can."""
+        self._exact, self.symbols.multiply = True, self.symbols.multiplied
 
     def identity(self, x: Symbol, y: Symbol) -> None:
         """Tell the solver that two polynomials of the same symbols are one, which it cannot know."""
@@ -271,10 +270,7 @@ def decide(
 ) -> Counterexample | None:
     """A counterexample to the claims that ``ask`` makes of a case, or None; :class:`Undecided`."""
     case = Case()
-    claims = ask(case)
-    wrong = case.logic.some(
-        [case.symbols.compare("neq", claim.rtl, claim.golden) for claim in claims]
-    )
+    wrong = _differs(case, ask(case))
     conditions = [wrong, *case.assumed, *case.congruence([wrong])]
     names = list(case.inputs)
     wanted = [case.inputs[name].bits for name in names]
@@ -291,6 +287,13 @@ def decide(
     if counterexample is None:
         raise Undecided(f"{what}: what the solver found does not stand with real products")
     return counterexample
+
+
+def _differs(case: Case, claims: Sequence[Claim]) -> Bits:
+    """Whether a claim is wrong."""
+    return case.logic.some(
+        [case.symbols.compare("neq", claim.rtl, claim.golden) for claim in claims]
+    )
 
 
 def _numbers(names: Sequence[str], wanted: Sequence[Bits], found: Sequence[int]) -> dict[str, int]:
@@ -323,10 +326,7 @@ def _nearby(
     """A counterexample that differs from these numbers in one input: products with constants are easy."""
     for name in numbers:
         case = Case({other: value for other, value in numbers.items() if other != name})
-        claims = ask(case)
-        wrong = case.logic.some(
-            [case.symbols.compare("neq", claim.rtl, claim.golden) for claim in claims]
-        )
+        wrong = _differs(case, ask(case))
         try:
             found = case.logic.solve([wrong, *case.assumed], [case.inputs[name].bits], seconds=10)
         except TimeoutError:

@@ -128,8 +128,7 @@ def root(spec: LayerNormSpec, case: Case) -> list[Claim]:
     point = case.input("point", Interval(0, spec.max_point))
     registers = {"probe_variance": (0, d), **_both("point", point)}
     outputs = {"probe_rsqrt": (RSQRT, False), "probe_rsqrt_shift": (RSQRT, False)}
-    case.exact = True  # the chord: a slope of a few bits times its place in the segment
-    case.symbols.multiply = case.symbols._multiplied
+    case.multiply()  # the chord: a slope of a few bits times its place in the segment
     found = case.run(_circuit(spec, PORTS[0], *outputs), {}, outputs, registers=registers)
     rsqrt, k = case.golden(golden.layernorm._rsqrt)(d, spec)
     shift = spec.variance_bits // 2 + RSQRT_BITS - 1 - k - point

@@ -27,7 +27,7 @@ class Property:
     unit: the operator or module.  name: what of it, unique within the unit.  claim: one sentence.
     scope: what the proof covers, such as "all inputs", "every 40 cycles after reset", "induction".
     check: a counterexample, or None where the claim holds; a module's function (or a partial of one), so
-    that a process of its own can run it.  needs: names of properties of the same unit that it rests on.
+    that a process of its own can run it.
     """
 
     unit: str
@@ -36,4 +36,3 @@ class Property:
     claim: str
     scope: str
     check: Callable[[], Counterexample | None]
-    needs: tuple[str, ...] = ()

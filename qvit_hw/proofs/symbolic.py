@@ -157,7 +157,7 @@ class Symbols:
 
     def __init__(self, logic: Logic) -> None:
         self.logic = logic
-        self.multiply: Callable[[Symbol, Symbol], Symbol] = self._multiplied
+        self.multiply: Callable[[Symbol, Symbol], Symbol] = self.multiplied
 
     # ------------------------------------------------------------------------------------- leaves
 
@@ -166,14 +166,6 @@ class Symbols:
         legal = Interval.of_bits(bits.width, signed=signed)
         wide = bits if signed else self.logic.extend(bits, 1, signed=False)
         return self._made(wide, legal.low, legal.high)
-
-    def within(self, bits: Bits, legal: Interval) -> tuple[Symbol, Bits]:
-        """The same where it is known to lie in an interval; and the condition that it does."""
-        symbol = self.of(bits, signed=legal.signed)
-        above = self.compare("sgte", symbol, legal.low)
-        below = self.compare("slte", symbol, legal.high)
-        inside = self.logic.apply("and", above, below)
-        return self._made(symbol.bits, legal.low, legal.high), inside
 
     def number(self, value: Any) -> Symbol:
         """A symbol, of a constant where it is none."""
@@ -214,7 +206,8 @@ class Symbols:
             return NotImplemented
         return self.multiply(self.number(x), self.number(y))
 
-    def _multiplied(self, a: Symbol, b: Symbol) -> Symbol:
+    def multiplied(self, a: Symbol, b: Symbol) -> Symbol:
+        """Product, as the solver multiplies."""
         low, high = product_ends(a, b)
         width = max(_width(low, high), a.bits.width, b.bits.width)
         return self._made(self.logic.apply("mul", self.wide(a, width), self.wide(b, width)), low, high)
