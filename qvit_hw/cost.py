@@ -12,7 +12,6 @@ measured again. Status 1 if a unit has grown by over 5 % against the baseline, o
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +30,7 @@ from qvit_hw.costing.targets import LIBERTY, TARGETS, check_tools, find_target, 
 from qvit_hw.costing.units import ACCELERATOR, DEFAULT_UNITS, find_unit
 from qvit_hw.errors import MissingTool, UserError
 from qvit_hw.outputs import check_replaced, replaced_folder, told, write_files
+from qvit_hw.processes import processes
 
 __all__ = ["JSON", "PAGE", "run"]
 
@@ -60,7 +60,7 @@ def run(
     counts = None if lanes is None or not lanes else _lanes(lanes, units)
     console = Console(stderr=True)
     targets = _targets(target, library, console)
-    workers = _jobs(jobs)
+    workers = processes(jobs, "Jobs")
     check_replaced(Path(out), JSON, SCHEMA, " and no costs")
     before = baseline.read()
     tasks = tasks_for(units, targets, counts, library)
@@ -100,12 +100,6 @@ def _lanes(lanes: Sequence[int], units: Sequence[str]) -> list[int]:
         if ACCELERATOR in units and count not in (16, 32):
             raise UserError(f"Lanes of the accelerator must be 16 or 32, not {count!r}.")
     return list(lanes)
-
-
-def _jobs(jobs: int | None) -> int:
-    if jobs is not None and jobs < 1:
-        raise UserError(f"Jobs must be at least 1, not {jobs!r}.")
-    return jobs or os.cpu_count() or 1
 
 
 def _targets(wanted: list[str] | None, liberty: Path, console: Console) -> list[str]:

@@ -12,7 +12,6 @@ hit, fewer than ``BAR`` of a unit's lines are reached, or a gap has no reason am
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from qvit_hw.covering.reasons import REASONS
 from qvit_hw.covering.subjects import SUBJECTS, Found, Subject
 from qvit_hw.errors import UserError
 from qvit_hw.outputs import check_folder, made_folder, told, write_files
+from qvit_hw.processes import processes
 from qvit_hw.report_page import frame
 from qvit_hw.simulate import find_tools
 from sim.runner import RunFailed
@@ -45,8 +45,7 @@ def run(
     subjects: Sequence[Subject] = SUBJECTS,
 ) -> int:
     """Run the units' tests and count; write the page and its JSON; return the exit status."""
-    if jobs is not None and jobs < 1:
-        raise UserError(f"Processes must be at least 1, not {jobs!r}.")
+    workers = processes(jobs)
     wanted = [each for each in subjects if not only or any(part in each.name for part in only)]
     if not wanted:
         known = ", ".join(each.name for each in subjects)
@@ -58,7 +57,7 @@ def run(
         made_folder(out),
         tempfile.TemporaryDirectory(prefix="qvit-") as work,
         Progress(*columns, console=Console(stderr=True)) as progress,
-        ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool,
+        ThreadPoolExecutor(workers) as pool,
     ):
         bar = progress.add_task("units simulated", total=len(wanted))
 

@@ -14,7 +14,6 @@ The score is what was killed of what is not equivalent. Exit status: 1 if the sc
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 from collections import Counter
@@ -32,6 +31,7 @@ from qvit_hw.mutation.equivalence import Judge, Verdict
 from qvit_hw.mutation.schemata import Mutant, Schemata, schemata
 from qvit_hw.mutation.subjects import ROW_UNITS, Subject
 from qvit_hw.outputs import check_folder, made_folder, told, write_files
+from qvit_hw.processes import processes
 from qvit_hw.report_page import frame
 from qvit_hw.simulate import find_tools
 from sim.mutants import ControlFailed, Fate
@@ -69,14 +69,13 @@ def run(
         raise UserError(f"Mutants must be at least 1 of each unit, not {count!r}.")
     if seed < 0:
         raise UserError(f"Seed must be at least 0, not {seed!r}.")
-    if jobs is not None and jobs < 1:
-        raise UserError(f"Processes must be at least 1, not {jobs!r}.")
+    workers = processes(jobs)
     wanted = [each for each in subjects if _units(each, only)]
     if not wanted:
         known = ", ".join(unit for each in subjects for unit in each.units)
         raise UserError(f"No unit is called {' or '.join(only or ())!r}: there are {known}.")
     check_folder(out)
-    tools, workers = find_tools("verilator"), jobs or os.cpu_count() or 1
+    tools = find_tools("verilator")
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     entries: list[dict[str, Any]] = []

@@ -13,7 +13,6 @@ import fnmatch
 import importlib.util
 import json
 import multiprocessing
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -27,6 +26,7 @@ from rich.table import Table
 
 from .errors import MissingTool, UserError
 from .outputs import check_replaced, replaced_folder
+from .processes import processes
 from .report_page.frame import render
 
 if TYPE_CHECKING:
@@ -64,12 +64,11 @@ def run(
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise MissingTool(f"{package} is missing: install it with pip install 'qvit-hw[verify]'.")
-    if jobs is not None and jobs < 1:
-        raise UserError(f"Processes must be at least 1, not {jobs}.")
+    workers = processes(jobs)
     check_replaced(out, JSON, SCHEMA, " and no proofs")
     names = _names(only)
     began = time.monotonic()
-    found = list(_proofs(names, jobs or os.cpu_count() or 1))
+    found = list(_proofs(names, workers))
     found.sort(key=lambda proof: names.index((proof.unit, proof.name)))
     told = document(found, time.monotonic() - began)
     with replaced_folder(out) as folder:
