@@ -28,10 +28,11 @@ from golden.accelerator_cycles import timeline
 from qvit_hw.compile import TOP
 from qvit_hw.compiler.program import Program
 from qvit_hw.errors import MissingTool, UserError
-from sim.accelerator import Words, build_bench, dumped, simulate
+from sim.accelerator import build_bench, simulate
 from sim.runner import RunFailed, Simulation, cache_folder
 from sim.session import Bus, Memory, Outcome, Run, Session
 from sim.tools import SIMULATORS, ToolMissing, find
+from sim.words import Words, dumped
 
 __all__ = ["Accelerator", "Execution", "emitted", "registers"]
 

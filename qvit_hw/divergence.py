@@ -13,7 +13,7 @@ from golden.program import Sink
 from golden.vit import VitModel
 from qvit_hw.compiler.program import Program
 from qvit_hw.compiler.tensors import Recorded, references, regrouped, replayed
-from sim.accelerator import Words
+from sim.words import Words
 
 __all__ = ["Divergence", "check_words", "first_difference"]
 

@@ -9,21 +9,18 @@ a host in Python, ``tb_accelerator_outside``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from golden.accelerator import AcceleratorSpec
 from sim.bench import JOB_VARIABLE, PROGRESS_FILE
-from sim.runner import NOISE, RunFailed, Simulation, Style, build, run_tests, watched
+from sim.runner import NOISE, Simulation, Style, build, run_tests, watched
 from sim.session import Bus, Memory, Outcome, Session
 from sim.tools import Tools
 
-__all__ = ["OUTSIDE", "TOP", "Words", "build_bench", "dumped", "simulate"]
+__all__ = ["MODULE", "OUTSIDE", "TOP", "build_bench", "prepared", "run_names", "simulate"]
 
-Matrix = npt.NDArray[np.int64]
+MODULE = "sim.tb_accelerator"
 TOP = "accelerator_bench"
 OUTSIDE = "accelerator_outside"
 STYLES = {
@@ -89,77 +86,30 @@ def simulate(
 ) -> list[tuple[Outcome | None, str | None]]:
     """Do all runs; return the outcome of each (None if abandoned or stuck) and its fault, None if it passed.
 
-    dump: leave what the units computed in ``folder``, :func:`dumped`.  progress: called with cycles.
-    plusargs: more of them for the simulator.
+    bus: how the memory answers, if not as the session says.  dump: leave what the units computed in
+    ``folder``, :func:`sim.words.dumped`.  progress: called with cycles.  plusargs: more of them for the
+    simulator.
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    memory.write(folder / "memory.bin")
-    session.write(folder)
-    bus = bus or Bus()
-    told = [*plusargs, f"+memory={folder / 'memory.bin'}", f"+words={memory.words}"]
-    told += [f"+{name}={value}" for name, value in asdict(bus).items()]
-    told += [f"+dump={folder}/"] if dump else []
-    module = "sim.tb_accelerator"
-    names = [f"{module}.runs/index={index}" for index in range(len(session.runs))]
+    session = session if bus is None else replace(session, bus=bus)
+    told = [*plusargs, *prepared(session, memory, folder, dump=dump)]
+    names = run_names(session)
     with watched(folder / PROGRESS_FILE, progress):
         faults = run_tests(
-            simulation,
-            module,
-            names,
-            folder,
-            env={JOB_VARIABLE: str(folder)},
-            plusargs=told,
+            simulation, MODULE, names, folder, env={JOB_VARIABLE: str(folder)}, plusargs=told
         )
     return [(Outcome.read(folder, index), faults[name]) for index, name in enumerate(names)]
 
 
-
-@dataclass(frozen=True, eq=False)
-class Words:
-    """What the units computed in a run, in the order in which they wrote it, int64 [n, L] each.
-
-    sums, words: of the drain, before and behind the requantiser.
-    """
-
-    sums: Matrix
-    words: Matrix
-    layernorm: Matrix
-    softmax: Matrix
+def prepared(session: Session, memory: Memory, folder: Path, *, dump: bool = False) -> list[str]:
+    """Write what the testbench reads into a folder, in which it must run; return the simulator's plusargs."""
+    session.write(folder)
+    memory.write(folder / "memory.bin")
+    told = [f"+memory={folder / 'memory.bin'}", f"+words={memory.words}"]
+    return [*told, *(["+dump=./"] if dump else [])]
 
 
-def dumped(folder: Path, index: int, spec: AcceleratorSpec) -> Words:
-    """The words of run ``index`` of :func:`simulate` with ``dump``."""
-
-    def lines(unit: str) -> list[bytes]:
-        try:
-            return (folder / f"{unit}.{index}").read_bytes().split()
-        except OSError as error:
-            raise RunFailed(f"The simulator left no words of {unit} in run {index}") from error
-
-    size = spec.size
-    return Words(
-        _matrix(lines("sums"), size, 32, signed=True),
-        _matrix(lines("drain"), size, 32, signed=True),
-        _matrix(lines("layernorm"), size, spec.layernorm.out_bits, signed=True),
-        _matrix(lines("softmax"), size, spec.softmax.code_bits, signed=False),
-    )
-
-
-def _matrix(lines: list[bytes], size: int, bits: int, *, signed: bool) -> Matrix:
-    """Words in hexadecimal digits, the first lane's last, as int64 [lines, size]."""
-    width = -(-size * bits // 8)
-    try:
-        content = bytes.fromhex(b"".join(line.zfill(2 * width) for line in lines).decode("ascii"))
-    except ValueError as error:
-        raise RunFailed(f"Words of {size} x {bits} bits must be known, not 'x'") from error
-    raw = np.frombuffer(content, np.uint8).reshape(-1, width)[:, ::-1]
-    if bits in (8, 32):
-        kind = f"<{'i' if signed else 'u'}{bits // 8}"
-        return np.ascontiguousarray(raw).view(kind).astype(np.int64)
-    places = np.unpackbits(raw, axis=1, bitorder="little")[:, : size * bits]
-    places = places.reshape(-1, size, bits).astype(np.int64)
-    weights = 1 << np.arange(bits)
-    if signed:
-        weights[-1] = -weights[-1]
-    return np.asarray(places @ weights)
+def run_names(session: Session) -> list[str]:
+    """Full names of the tests that are the session's runs."""
+    return [f"{MODULE}.runs/index={index}" for index in range(len(session.runs))]

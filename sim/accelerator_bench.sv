@@ -3,11 +3,14 @@
 //
 //   +memory=FILE   the memory's bytes, at address BASE
 //   +words=N       of it, of SIZE bytes
-//   +latency=N     longest time from a request to its first word: 1 to N cycles, at random (16, fixed)
-//   +gaps=N        of 256 cycles, so many at random in which no request or no word is taken (0)
-//   +seed=N        of the random numbers; without it, latency is always N
 //   +dump=PREFIX   write what the units compute, a line of hexadecimal digits an event, to
 //                  PREFIX<unit>.<host_run>
+//
+// The testbench says how the memory answers:
+//
+//   host_latency   longest time from a request to its first word: 1 to so many cycles, at random
+//   host_gaps      of 256 cycles, so many at random in which no request or no word is taken
+//   host_seed      of the random numbers; 0: the latency is always host_latency
 //
 // Reading beyond the memory is answered with DECERR. A broken rule of AXI sets a bit of `faults`.
 // `SIZE and `AXIL_BITS, the width of an AXI4-Lite address, are defined by who compiles this.
@@ -45,6 +48,7 @@ module accelerator_bench;
 
   // ---------------------------------------------------------------------------------------- host
 
+  // host_run is the number of the run, -1 between runs, where what was dumped is whole.
   // The testbench sets host_ask with the rest of a request, waits for host_answered, and takes host_ask back.
   // What it drives goes through registers: were it wired, Verilator would compute everything that depends
   // on it, which is everything, at every step.
@@ -52,7 +56,7 @@ module accelerator_bench;
   logic [AXIL_BITS-1:0] host_address = 0;
   logic [31:0] host_value = 0;
   logic [3:0] host_strobe = 0;
-  int host_run = 0;
+  int host_run = 0, host_latency = 16, host_gaps = 0, host_seed = 0;
   logic host_answered = 0, host_irq = 0;
   logic [31:0] host_data = 0;
   logic [1:0] host_response = 0;
@@ -83,7 +87,7 @@ module accelerator_bench;
   // ------------------------------------------------------------------------------------- memory
 
   logic [8*SIZE-1:0] memory[];
-  int words = 0, latency = 16, gaps = 0, seed = 0;
+  int words = 0, seed = 0;
 
   initial begin : load
     string path;
@@ -91,9 +95,6 @@ module accelerator_bench;
     logic [8*SIZE-1:0] bytes, word;
     if (!$value$plusargs("memory=%s", path) || !$value$plusargs("words=%d", words))
       $fatal(1, "a run needs +memory=FILE and +words=N");
-    told = $value$plusargs("latency=%d", latency);
-    told = $value$plusargs("gaps=%d", gaps);
-    told = $value$plusargs("seed=%d", seed);
     file = $fopen(path, "rb");
     if (file == 0) $fatal(1, "the memory's file cannot be read");
     memory = new[words];
@@ -122,16 +123,18 @@ module accelerator_bench;
 
   always @(posedge clk) begin
     cycle <= cycle + 1;
-    random <= shuffled(random ^ (cycle == 0 ? seed : 0));
+    random <= shuffled(random ^ (host_seed != seed ? host_seed : 0));
+    seed <= host_seed;
     if (m_axi_arvalid && m_axi_arready) begin
       place[tail] = (m_axi_araddr - BASE) >> WORD_BITS;
       left[tail] = {1'b0, m_axi_arlen} + 1;
-      due[tail] = cycle + (seed == 0 ? latency : 1 + int'(random[30:8]) % latency);
+      due[tail] = cycle + (host_seed == 0 ? host_latency : 1 + int'(random[30:8]) % host_latency);
       tail = tail + 1;
     end
-    m_axi_arready <= tail + 8'd1 != head && random[31:24] >= gaps[7:0];
+    m_axi_arready <= tail + 8'd1 != head && random[31:24] >= host_gaps[7:0];
     if (m_axi_rready) m_axi_rvalid <= 0;
-    if ((!m_axi_rvalid || m_axi_rready) && head != tail && due[head] <= cycle && random[7:0] >= gaps[7:0]) begin
+    if ((!m_axi_rvalid || m_axi_rready) && head != tail && due[head] <= cycle
+        && random[7:0] >= host_gaps[7:0]) begin
       m_axi_rvalid <= 1;
       m_axi_rlast <= left[head] == 1;
       m_axi_rdata <= place[head] < 64'(words) ? memory[place[head][31:0]] : '0;
@@ -197,14 +200,18 @@ module accelerator_bench;
           $fclose(attended);
         end
         run = host_run;
-        summed = opened("sums");
-        drained = opened("drain");
-        normed = opened("layernorm");
-        attended = opened("softmax");
+        if (run >= 0) begin
+          summed = opened("sums");
+          drained = opened("drain");
+          normed = opened("layernorm");
+          attended = opened("softmax");
+        end
       end
-      if (dut.core.probe_sums) $fwrite(summed, "%h\n", dut.core.probe_sums_word);
-      if (dut.core.probe_drain) $fwrite(drained, "%h\n", dut.core.probe_drain_word);
-      if (dut.core.probe_layernorm) $fwrite(normed, "%h\n", dut.core.probe_layernorm_word);
-      if (dut.core.probe_softmax) $fwrite(attended, "%h\n", dut.core.probe_softmax_word);
+      if (run >= 0) begin
+        if (dut.core.probe_sums) $fwrite(summed, "%h\n", dut.core.probe_sums_word);
+        if (dut.core.probe_drain) $fwrite(drained, "%h\n", dut.core.probe_drain_word);
+        if (dut.core.probe_layernorm) $fwrite(normed, "%h\n", dut.core.probe_layernorm_word);
+        if (dut.core.probe_softmax) $fwrite(attended, "%h\n", dut.core.probe_softmax_word);
+      end
     end
 endmodule

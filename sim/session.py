@@ -20,6 +20,15 @@ SESSION_FILE = "session.json"
 
 
 @dataclass(frozen=True)
+class Bus:
+    """How the memory answers: latency in cycles, gaps of 256; with a seed at random, up to the latency."""
+
+    latency: int = 16
+    gaps: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Run:
     """A run and what it must come to.
 
@@ -27,6 +36,8 @@ class Run:
     error: the code that it must end with.  limit: cycles that it may take.
     reset: reset the hardware first.  abandon: so many cycles after its start, reset the hardware instead
     of waiting (then nothing is expected).
+    counters: the least and the most of what registers must count.  bus: how the memory answers, if not as in
+    the session's other runs.
     """
 
     image_address: int
@@ -39,6 +50,8 @@ class Run:
     limit: int = 1_000_000
     reset: bool = False
     abandon: int = 0
+    counters: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    bus: Bus | None = None
 
 
 @dataclass(frozen=True)
@@ -62,15 +75,6 @@ class Outcome:
         if not path.is_file():
             return None
         return cls(**json.loads(path.read_text(encoding="utf-8")))
-
-
-@dataclass(frozen=True)
-class Bus:
-    """How the memory answers: latency in cycles, gaps of 256; with a seed at random, up to the latency."""
-
-    latency: int = 16
-    gaps: int = 0
-    seed: int = 0
 
 
 class Memory:
@@ -104,12 +108,13 @@ class Memory:
 class Session:
     """Runs of one simulator process, one after the other on the same hardware.
 
-    registers: offset by name.  fixed: what registers must read as.
+    registers: offset by name.  fixed: what registers must read as.  bus: how the memory answers.
     """
 
     registers: Mapping[str, int]
     fixed: Mapping[str, int]
     runs: Sequence[Run] = field(default_factory=list)
+    bus: Bus = field(default_factory=Bus)
 
     def write(self, folder: Path) -> None:
         """Write the file that :meth:`read` reads."""
@@ -119,4 +124,5 @@ class Session:
     def read(cls, folder: Path) -> Session:
         """Read what :meth:`write` wrote."""
         told = json.loads((folder / SESSION_FILE).read_text(encoding="utf-8"))
-        return cls(told["registers"], told["fixed"], [Run(**run) for run in told["runs"]])
+        runs = [Run(**run | {"bus": run["bus"] and Bus(**run["bus"])}) for run in told["runs"]]
+        return cls(told["registers"], told["fixed"], runs, Bus(**told["bus"]))

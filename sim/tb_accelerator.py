@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from cocotb.triggers import FallingEdge, First, RisingEdge, Timer
 from sim.axil import OKAY
 from sim.bench import JOB_VARIABLE, PROGRESS_FILE
 from sim.session import Outcome, Run, Session
+from sim.words import difference
 
-FOLDER = Path(os.environ[JOB_VARIABLE])
-SESSION = Session.read(FOLDER)
+SESSION = Session.read(Path(os.environ[JOB_VARIABLE]))
 OUTPUTS_BASE = 0x4000
 PERIOD = 2
 """Steps of a cycle of the bench's clock."""
@@ -26,6 +27,11 @@ RESET_CYCLES = 5
 PATIENCE = 1000
 """Cycles in which a register answers."""
 COUNTERS = ("array_busy", "layernorm_busy", "softmax_busy", "stream_wait", "unit_wait")
+
+
+def folder() -> Path:
+    """Where this process writes: a mutant is a child of the process that began, with a folder of its own."""
+    return Path(os.environ[JOB_VARIABLE])
 
 
 class Host:
@@ -89,7 +95,7 @@ class Host:
             waited += step
             faults = int(self.dut.faults.value)
             assert not faults, f"AXI: rules {faults:#010b} are broken"
-            (FOLDER / PROGRESS_FILE).write_text(str(PROGRESS.done + waited))
+            (folder() / PROGRESS_FILE).write_text(str(PROGRESS.done + waited))
 
 
 class Progress:
@@ -107,6 +113,8 @@ async def runs(dut: Any, index: int) -> None:
     """Do a run from its registers to its outputs, leave what was read, and check it."""
     run, host = SESSION.runs[index], Host(dut)
     dut.host_run.value = index
+    for name, value in asdict(run.bus or SESSION.bus).items():
+        getattr(dut, f"host_{name}").value = value
     if index == 0 or run.reset:
         await host.reset()
     for name, value in SESSION.fixed.items():
@@ -119,17 +127,24 @@ async def runs(dut: Any, index: int) -> None:
         assert await host.read("status") == 1, "the run must last until it is abandoned"
         await host.reset()
         assert await host.read("status") == 0, "status must be 0 behind a reset"
+        dut.host_run.value = -1
         return
     await host.finish(run.limit)
     seconds = time.monotonic() - begun
     outcome = await read_outcome(host, run, seconds)
-    outcome.write(FOLDER, index)
+    outcome.write(folder(), index)
     PROGRESS.done += outcome.counters["cycles"]
     assert outcome.error == run.error, f"error must be {run.error}, not {outcome.error}"
-    if run.expected is None:
-        return
-    for place, (found, wanted) in enumerate(zip(outcome.outputs, run.expected, strict=True)):
+    for name, (least, most) in run.counters.items():
+        count = outcome.counters[name]
+        assert least <= count <= most, f"{name} must be {least} to {most}, not {count}"
+    expected = outcome.outputs if run.expected is None else run.expected
+    for place, (found, wanted) in enumerate(zip(outcome.outputs, expected, strict=True)):
         assert found == wanted, f"output {place} must be {wanted}, not {found}"
+    dut.host_run.value = -1
+    await Timer(PERIOD * 2, "step")
+    wrong = difference(folder(), index)
+    assert wrong is None, wrong
 
 
 async def read_outcome(host: Host, run: Run, seconds: float) -> Outcome:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from networks import Builder
 from safetensors.numpy import save_file
 
 from golden.layernorm import LayerNormSpec, layernorm, layernorm_pipeline
@@ -15,6 +14,7 @@ from golden.softmax import SoftmaxSpec, softmax, softmax_pipeline
 from golden.vit import VitModel
 from qvit_hw.bundle import load_bundle
 from qvit_hw.bundle_writer import LayerData, write_bundle
+from qvit_hw.small_networks import Builder
 
 TOKENS, HEADS, CHANNELS, LANES = 17, 2, 24, 8
 LAYERNORM, SOFTMAX = LayerNormSpec(max_channels=64), SoftmaxSpec(max_tokens=64)

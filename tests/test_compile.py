@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from accelerated import BASE2, tiny_network
 from bundles import described, written
 from networks import images, tiny_swin
 
@@ -36,6 +35,7 @@ from qvit_hw.compiler.tensors import (
     replayed,
 )
 from qvit_hw.errors import UserError
+from qvit_hw.small_networks import BASE2, tiny_network
 from rtl.accelerator import Accelerator
 from rtl.emit import emit
 

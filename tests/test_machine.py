@@ -3,13 +3,14 @@
 
 import numpy as np
 import pytest
-from accelerated import SQRT2, block_words, program, small_spec
+from accelerated import block_words, program, small_spec
 
 from golden.accelerator import AcceleratorSpec
 from golden.layernorm import LayerNormParams, LayerNormSpec, layernorm
 from golden.machine import Drained, Machine, ProgramError, Rows
 from golden.program import Error, Op, Sink, Source, Tile, Unit, Wait, record_words
 from golden.softmax import SoftmaxParams, softmax
+from qvit_hw.small_networks import SQRT2
 
 WIDE = LayerNormSpec(in_bits=16)
 MEMORIES = ("features", "queries", "keys", "values", "stream", "scores", "codes")

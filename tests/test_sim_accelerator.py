@@ -6,23 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from accelerated import tiny_network
 
-from golden.accelerator import MEMORIES, AcceleratorSpec
 from golden.program import INSTRUCTION_BYTES, PARAMETER_WORDS, Error
 from qvit_hw.accelerator import Accelerator, emitted, registers
-from qvit_hw.compiler.layout import fitted
-from qvit_hw.compiler.schedule import compile_network
-from qvit_hw.compiler.stages import recognise
 from qvit_hw.compiler.tensors import SUMS
 from qvit_hw.divergence import check_words
-from sim.accelerator import OUTSIDE, build_bench, dumped, simulate
+from qvit_hw.trial import Desk, compiled, pictures, refused, trial, two_networks
+from sim.accelerator import OUTSIDE, build_bench
 from sim.bench import JOB_VARIABLE
 from sim.runner import run_tests
-from sim.session import BASE, Bus, Memory, Outcome, Run, Session
+from sim.session import BASE, Bus, Outcome, Session
 from sim.tools import find, have_icarus
+from sim.words import dumped
 
-SMALL = AcceleratorSpec(size=4, max_tokens=16, **dict.fromkeys(MEMORIES, 16))
 STALLS = [Bus(latency=1), Bus(latency=200), Bus(200, 128, 1), Bus(50, 250, 2), Bus(7, 30, 3)]
 SIMULATORS = ["verilator"]
 if have_icarus():
@@ -32,22 +28,13 @@ if have_icarus():
 @pytest.fixture(scope="module")
 def networks():
     """Two networks of different shape, and an accelerator that takes both."""
-    models = [tiny_network(), tiny_network(heads=(4,), prefix=1, head=False, seed=1)]
-    spec = SMALL
-    for model in models:
-        spec = fitted(recognise(model), spec)
-    return models, [compile_network(model, spec) for model in models]
+    models = two_networks()
+    return models, compiled(models)
 
 
 @pytest.fixture(scope="module")
 def hardware(networks):
     return emitted(networks[1][0].spec)
-
-
-def pictures(program, count=2, seed=0):
-    image = program.image
-    shape = (count, image.channels, image.height, image.width)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def with_a_wrong_weight(program):
@@ -56,43 +43,6 @@ def with_a_wrong_weight(program):
     broken, size = program.words.copy(), program.spec.size
     broken[at.word + INSTRUCTION_BYTES // size + PARAMETER_WORDS, 0] ^= 0x40
     return broken
-
-
-class Desk:
-    """A session that is being written: programs and images in memory, runs of them."""
-
-    def __init__(self, spec):
-        self.spec, self.memory, self.runs, self.placed = spec, Memory(spec.size), [], {}
-
-    def put(self, words):
-        key = words.tobytes()
-        if key not in self.placed:
-            self.placed[key] = self.memory.add(words)
-        return self.placed[key]
-
-    def run(self, program, image, wanted=None, words=None, **more):
-        """A run of ``program``, or of other ``words``; ``wanted``: its outputs."""
-        stream, pixels = program.words if words is None else words, program.image_words(image)
-        self.runs.append(
-            Run(
-                **{
-                    "image_address": self.put(pixels),
-                    "image_words": len(pixels),
-                    "program_address": self.put(stream),
-                    "program_words": len(stream),
-                    "outputs": 0 if wanted is None else len(wanted),
-                    "expected": None if wanted is None else wanted.tolist(),
-                    "limit": 200_000,
-                    **more,
-                }
-            )
-        )
-
-    def simulate(self, verilog, folder, simulator="verilator", **more):
-        folder.mkdir(parents=True, exist_ok=True)
-        simulation = build_bench(find(simulator), verilog, self.spec, folder)
-        session = Session(*registers(self.spec), self.runs)
-        return simulate(simulation, session, self.memory, folder / "run", **more)
 
 
 def faults(results):
@@ -137,37 +87,12 @@ def test_stalls_of_the_memory_change_cycles_and_nothing_else(networks, hardware,
 def test_a_reset_in_the_middle_and_every_error_leave_nothing_behind(networks, hardware, tmp_path):
     (model, *_), (program, *_) = networks
     image = pictures(program, 1)[0]
-    size, wanted = program.spec.size, model(image[None])[0].reshape(-1)
-    head = -(-INSTRUCTION_BYTES // size)
-    foreign, headless, unknown = (program.words.copy() for _ in range(3))
-    foreign.reshape(-1)[8] ^= 1  # a bit of the fingerprint
-    headless.reshape(-1)[0] = 7
-    unknown.reshape(-1)[head * size] = 99
-    pixels = program.image_words(image)
-    desk = Desk(program.spec)
-    desk.run(program, image, wanted)
-    for words, error in (
-        (foreign, Error.CONFIGURATION),
-        (headless, Error.HEAD),
-        (unknown, Error.OPERATION),
-        (program.words[: len(program.words) // 2], Error.ENDED),
-        (program.words[:-1], Error.ENDED),
-    ):
-        desk.run(program, image, words=words, error=error)
-        desk.run(program, image, wanted)
-    for more, error in (
-        ({"image_words": len(pixels) - 1}, Error.IMAGE),
-        ({"image_words": 0}, Error.IMAGE),
-        ({"program_words": 0}, Error.ENDED),
-        ({"program_address": BASE - 4096}, Error.BUS),
-        ({"image_address": BASE + (1 << 40)}, Error.BUS),
-    ):
-        desk.run(program, image, error=error, **more)
-        desk.run(program, image, wanted)
+    desk, wanted = Desk(program.spec, Bus(40, 60, 5)), model(image[None])[0].reshape(-1)
+    refused(desk, model, program, image)
     for cycles in (1, 30, 300, 1000, 2000):
         desk.run(program, image, abandon=cycles)
         desk.run(program, image, wanted)
-    results = desk.simulate(hardware, tmp_path, bus=Bus(40, 60, 5))
+    results = desk.simulate(hardware, tmp_path)
     assert faults(results) == [None] * len(desk.runs)
     assert [outcome is None for outcome, _ in results] == [run.abandon > 0 for run in desk.runs]
 
@@ -206,7 +131,31 @@ def test_predict_is_a_function_of_images(networks):
     assert np.array_equal(found, model(images))
 
 
+def test_a_trial_knows_all_there_is_to_know(hardware, tmp_path):
+    desk = trial()
+    assert faults(desk.simulate(hardware, tmp_path)) == [None] * len(desk.runs)
+    assert {run.error for run in desk.runs} == set(Error) | {0}
+
+
 # --------------------------------------------------------------- what the bench and the checks find
+
+
+def test_a_trial_finds_a_wrong_word_and_a_wrong_count(hardware, tmp_path, networks):
+    (model, *_), (program, *_) = networks
+    image = pictures(program, 1)[0]
+    for unit in ("sums", "words", "layernorm", "softmax"):
+        desk = Desk(program.spec)
+        desk.whole(model, program, image)
+        words, meant = getattr(desk.wanted[0].words, unit), desk.wanted[0].meant[unit]
+        row, lane = np.argwhere(meant)[-1]
+        words[row, lane] ^= 1
+        words[~meant] ^= 1  # nobody looks at these
+        (fault,) = faults(desk.simulate(hardware, tmp_path / unit))
+        name = {"words": "drain"}.get(unit, unit)
+        assert fault.startswith(f"{name}: word {row}, lane {lane}: golden {words[row, lane]}, RTL ")
+    desk = Desk(program.spec)
+    desk.run(program, image, counters={"array_busy": (1, 2)})
+    assert re.match(r"array_busy must be 1 to 2, not \d+", faults(desk.simulate(hardware, tmp_path))[0])
 
 
 def test_a_wrong_bit_of_a_weight_is_named(networks, hardware, tmp_path):

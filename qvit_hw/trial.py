@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A session that asks the accelerator for all that it can do, in some hundred thousand cycles.
+
+    tried = trial()
+    results = tried.simulate(emitted(tried.spec), folder)    # (outcome, fault or None) of each run
+
+Two small networks take turns; between them the runs that end in an error, and those that a reset ends. What
+the units compute is compared with golden, word by word, as are outputs, error codes and counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from golden.accelerator import MEMORIES, AcceleratorSpec
+from golden.accelerator_cycles import timeline
+from golden.machine import Event, Machine
+from golden.program import INSTRUCTION_BYTES, Error
+from golden.vit import VitModel
+from qvit_hw.accelerator import registers
+from qvit_hw.compiler.layout import fitted
+from qvit_hw.compiler.program import Program
+from qvit_hw.compiler.schedule import compile_network
+from qvit_hw.compiler.stages import recognise
+from qvit_hw.compiler.tensors import Recorded, recorded, references, regrouped, replayed
+from qvit_hw.small_networks import tiny_network
+from sim.accelerator import build_bench, prepared, simulate
+from sim.session import BASE, Bus, Memory, Outcome, Run, Session
+from sim.tools import find
+from sim.words import FILES, Wanted, Words
+
+__all__ = ["SMALL", "Desk", "compiled", "pictures", "refused", "trial", "two_networks", "wanted_words"]
+
+Pixels = npt.NDArray[np.uint8]
+_DEPTHS: dict[str, Any] = dict.fromkeys(MEMORIES, 16)
+SMALL = AcceleratorSpec(size=4, max_tokens=16, **_DEPTHS)
+"""Where :func:`compiled` begins to make memories larger."""
+LIMIT = 200_000
+"""Cycles that a run may take."""
+START = 16
+"""Cycles that a run may be from the cycle model, which does not know how the bus begins."""
+
+
+@dataclass
+class Desk:
+    """A session that is being written: programs and images in memory, runs of them, words to compare."""
+
+    spec: AcceleratorSpec
+    bus: Bus = field(default_factory=Bus)
+    runs: list[Run] = field(default_factory=list)
+    wanted: dict[int, Wanted] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.memory = Memory(self.spec.size)
+        self._placed: dict[bytes, int] = {}
+        self._known: dict[tuple[int, int], Wanted] = {}
+
+    @property
+    def session(self) -> Session:
+        """What the testbench is told."""
+        return Session(*registers(self.spec), self.runs, self.bus)
+
+    def put(self, words: Pixels) -> int:
+        """The address of words [n, L], which come to memory once."""
+        key = words.tobytes()
+        if key not in self._placed:
+            self._placed[key] = self.memory.add(words)
+        return self._placed[key]
+
+    def run(
+        self,
+        program: Program,
+        image: Pixels,
+        expected: npt.NDArray[np.int64] | None = None,
+        words: Pixels | None = None,
+        **more: Any,
+    ) -> None:
+        """A run of ``program``, or of other ``words``; expected: its outputs; more: as in :class:`Run`."""
+        stream, pixels = program.words if words is None else words, program.image_words(image)
+        told: dict[str, Any] = {
+            "image_address": self.put(pixels),
+            "image_words": len(pixels),
+            "program_address": self.put(stream),
+            "program_words": len(stream),
+            "outputs": 0 if expected is None else len(expected),
+            "expected": None if expected is None else expected.tolist(),
+            "limit": LIMIT,
+        }
+        self.runs.append(Run(**told | more))
+
+    def whole(self, model: VitModel, program: Program, image: Pixels, bus: Bus | None = None) -> None:
+        """A run of which all is known: outputs, words and counters."""
+        key = self.put(program.words), self.put(program.image_words(image))
+        if key not in self._known:
+            self._known[key] = wanted_words(program, model, image)
+        self.wanted[len(self.runs)] = self._known[key]
+        expected = model(image[None])[0].reshape(-1)
+        self.run(program, image, expected, counters=counters(program, bus or self.bus), bus=bus)
+
+    def prepared(self, folder: Path) -> list[str]:
+        """Write all that the testbench reads into a folder; return the simulator's plusargs."""
+        Wanted.write(folder, self.spec, self.wanted)
+        return prepared(self.session, self.memory, folder, dump=True)
+
+    def simulate(
+        self, verilog: str, folder: Path, simulator: str = "verilator", **more: Any
+    ) -> list[tuple[Outcome | None, str | None]]:
+        """Outcome and fault of each run on this Verilog; more: as in :func:`sim.accelerator.simulate`."""
+        (folder / "run").mkdir(parents=True, exist_ok=True)
+        simulation = build_bench(find(simulator), verilog, self.spec, folder)
+        if self.wanted:
+            Wanted.write(folder / "run", self.spec, self.wanted)
+            more["dump"] = True
+        return simulate(simulation, self.session, self.memory, folder / "run", **more)
+
+
+def counters(program: Program, bus: Bus) -> dict[str, tuple[int, int]]:
+    """The least and the most of what a run counts, by the cycle model; cycles where the bus is not random."""
+    steps = [step.instruction for step in program.steps]
+    run = timeline(steps, program.spec, steps[0]["image_words"], latency=bus.latency)
+    passes = sum(s["tokens"] * s["depth"] * s["blocks"] for s in steps if s.op.name == "MULTIPLY")
+    found = {"array_busy": (passes, passes)}
+    for unit in ("layernorm", "softmax"):
+        found[f"{unit}_busy"] = (run.busy(unit), run.busy(unit))
+    if not (bus.seed or bus.gaps):
+        found["cycles"] = (run.cycles - START, run.cycles + START)
+    return found
+
+
+def wanted_words(program: Program, model: VitModel, image: Pixels) -> Wanted:
+    """What the units must compute of an image: golden's tensors, at the words that hold them."""
+    events: list[Event] = []
+    Machine(program.spec, events.append).run(program.words, program.image_words(image))
+    shapes = {name: getattr(recorded(program, events), name).shape for name in FILES}
+    ends = np.cumsum([0, *(np.prod(shape) for shape in shapes.values())])
+    # Each element of a word is its own number: regrouped, they tell where a tensor's elements are.
+    numbers = {
+        name: np.arange(begin, end).reshape(shape)
+        for (name, shape), begin, end in zip(shapes.items(), ends, ends[1:], strict=False)
+    }
+    places = regrouped(program, replayed(program, Recorded(**numbers)))
+    values, meant = np.zeros(ends[-1], np.int64), np.zeros(ends[-1], np.bool_)
+    for name, tensor in references(program, model, image).items():
+        values[places[name]], meant[places[name]] = tensor, True
+    words = Words(**{name: values[at] for name, at in numbers.items()})
+    return Wanted(words, {name: meant[at] for name, at in numbers.items()})
+
+
+def compiled(models: Sequence[VitModel], spec: AcceleratorSpec = SMALL) -> list[Program]:
+    """Programs of networks, for one accelerator that takes all of them."""
+    for model in models:
+        spec = fitted(recognise(model), spec)
+    return [compile_network(model, spec) for model in models]
+
+
+def pictures(program: Program, count: int = 2, seed: int = 0) -> Pixels:
+    """Random images for a program."""
+    image = program.image
+    shape = (count, image.channels, image.height, image.width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def two_networks() -> list[VitModel]:
+    """Two networks of different shape: logits of two prefix tokens; codes of one, and more heads."""
+    return [tiny_network(), tiny_network(heads=(4,), prefix=1, head=False, seed=1)]
+
+
+def trial() -> Desk:
+    """All runs, those first that are short and find much."""
+    models = two_networks()
+    programs = compiled(models)
+    desk = Desk(programs[0].spec)
+    first, second = (
+        (model, program, *pictures(program)) for model, program in zip(models, programs, strict=True)
+    )
+    model, program, image, other = second
+    desk.whole(model, program, image)
+    desk.whole(first[0], first[1], first[2])
+    refused(desk, model, program, image)
+    for bus in (Bus(latency=1), Bus(latency=200), Bus(200, 128, 1), Bus(7, 30, 3)):
+        desk.whole(model, program, other, bus)
+    for cycles in (1, 30, 300, 1000, 2000):
+        desk.run(program, image, abandon=cycles)
+        desk.whole(model, program, other)
+    desk.whole(first[0], first[1], first[3], Bus(50, 200, 2))
+    return desk
+
+
+def refused(desk: Desk, model: VitModel, program: Program, image: Pixels) -> None:
+    """Runs that end with every error there is; behind each of them the next run is whole."""
+    size, pixels = program.spec.size, len(program.image_words(image))
+    head = -(-INSTRUCTION_BYTES // size)
+    foreign, headless, unknown = (program.words.copy() for _ in range(3))
+    foreign.reshape(-1)[8] ^= 1  # a bit of the fingerprint
+    headless.reshape(-1)[0] = 7
+    unknown.reshape(-1)[head * size] = 99
+    half, most = len(program.words) // 2, program.words[:-1]
+    for words, error in (
+        (foreign, Error.CONFIGURATION),
+        (headless, Error.HEAD),
+        (unknown, Error.OPERATION),
+        (program.words[:half], Error.ENDED),
+        (most, Error.ENDED),
+    ):
+        desk.run(program, image, words=words, error=error)
+        desk.whole(model, program, image)
+    edges: tuple[tuple[dict[str, Any], Error], ...] = (
+        ({"image_words": pixels - 1}, Error.IMAGE),
+        ({"image_words": 0}, Error.IMAGE),
+        ({"program_words": 0}, Error.ENDED),
+        ({"program_address": BASE - 4096}, Error.BUS),
+        ({"image_address": BASE + (1 << 40)}, Error.BUS),
+    )
+    for more, error in edges:
+        desk.run(program, image, error=error, **more)
+        desk.whole(model, program, image)
