@@ -38,7 +38,10 @@ PAGE, JSON, SCHEMA = "proofs.html", "proofs.json", "qvit-hw proofs 1"
 PACKAGES = ("pyosys", "bitwuzla")
 MODULES = tuple(
     f"qvit_hw.proofs.{name}"
-    for name in ("arithmetic", "softmax", "layernorm", "matrix", "accumulators", "queues", "streams")
+    for name in (
+        *("arithmetic", "softmax", "layernorm", "matrix", "accumulators"),
+        *("queues", "row_store", "streams"),
+    )
 )
 
 
