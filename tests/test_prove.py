@@ -110,7 +110,7 @@ def test_what_holds_is_proven(case):
 
 def test_every_kind_of_claim_is_in_the_list():
     names = {item.check.args[0].func.__name__ for item in prove_list()}
-    assert names >= {ask.__name__ for ask, *_ in SOUND} | {"attention_term", "drain_lane"}
+    assert names >= {ask.__name__ for ask, *_ in SOUND} | {"attention_term", "drain_lane", "drain_gelu"}
 
 
 def prove_list():
@@ -190,6 +190,25 @@ def test_a_broken_drain_is_refuted(monkeypatch):
     found = drained()
     assert isinstance(found, Counterexample)
     assert found.values["shift"] > 31
+
+
+def test_a_broken_table_of_the_drain_is_refuted(monkeypatch):
+    plain = rtl.drain.Drain._table
+
+    def from_the_lowest_code(self, m, y, lane):
+        return plain(self, m, y ^ (1 << self._spec.gelu_bits - 1), lane)
+
+    monkeypatch.setattr(rtl.drain.Drain, "_table", from_the_lowest_code)
+    found = decide(lambda c: matrix.drain_gelu(matrix.SPECS["base 2"], c), "drain")
+    assert isinstance(found, Counterexample)
+    assert found.values.keys() >= {"entry_a", "value_a", "acc"}
+
+
+def test_a_broken_wide_stream_is_refuted(monkeypatch):
+    monkeypatch.setattr(rtl.drain, "MAX_ALIGN", 6)
+    found = decide(lambda c: matrix.drain_lane(matrix.WIDE, 16, Sink.STREAM, 27, c), "drain")
+    assert isinstance(found, Counterexample)
+    assert found.values["align"] == 7
 
 
 def test_an_answer_that_does_not_stand_is_no_counterexample():

@@ -138,13 +138,12 @@ class Case:
         return found
 
     def _anything(self, circuit: Circuit) -> State:
-        """Any first state; with numbers, the one of zeros."""
-        state = circuit.anything(self.logic)
+        """Any first state; with numbers, the one of zeros and of the memories' initial contents."""
         if self._numbers is None:
-            return state
+            return circuit.anything(self.logic)
         return {
             number: self.logic.const(0, held.width) if isinstance(held, Bits) else held
-            for number, held in state.items()
+            for number, held in circuit.initial(self.logic).items()
         }
 
     # ------------------------------------------------------------------------------------ products

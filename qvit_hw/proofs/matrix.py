@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from amaranth.hdl import Module, Value, signed, unsigned
 
 from golden.accelerator import AcceleratorSpec
 from golden.bounds import Interval
+from golden.gelu import GeluSpec, gelu
+from golden.layernorm import LayerNormSpec
 from golden.program import Sink
 from golden.residual import ResidualSpec, residual_trace
 from golden.softmax import SoftmaxSpec
@@ -19,7 +22,7 @@ from qvit_hw.proofs.case import Case, Claim, bench
 from qvit_hw.proofs.circuit import Circuit
 from qvit_hw.proofs.property import Property
 from qvit_hw.proofs.symbolic import Row
-from rtl.drain import Drain, block_layout
+from rtl.drain import Y_BITS, Drain, block_layout
 from rtl.matrix import MatrixEngine
 
 __all__ = ["properties"]
@@ -32,6 +35,9 @@ SPECS = {
     "base 2": AcceleratorSpec(size=4),
     "base sqrt2, 5 bits": AcceleratorSpec(size=4, softmax=SoftmaxSpec(base="sqrt2", code_bits=5)),
 }
+WIDE = AcceleratorSpec(size=4, stream_bits=16, gelu_bits=10, layernorm=LayerNormSpec(in_bits=16))
+"""With the widest stream, and the table of most codes."""
+Inputs = dict[str, list[tuple[int | None, Any]]]
 
 
 def properties() -> list[Property]:
@@ -137,29 +143,71 @@ def products(spec: AcceleratorSpec, port_bits: int, case: Case) -> list[Claim]:
 
 
 def _drain() -> Iterator[Property]:
-    spec = SPECS["base 2"]
-    for clamp in (8, 16):
-        for sink in (Sink.STREAM, Sink.FEATURES):
-            for port in PORTS:
-                yield claim(
-                    "drain",
-                    f"lane to {sink.name.lower()}, {clamp} bits, port of {port} bits",
-                    "a lane is golden's residual of its sum with bias, and of the stream where it goes there",
-                    drain_lane,
-                    spec,
-                    clamp,
-                    sink,
-                    port,
-                )
+    narrow = SPECS["base 2"]
+    for spec, clamp, sink, told in (
+        (narrow, 8, Sink.STREAM, "stream"),
+        (narrow, 8, Sink.FEATURES, "features"),
+        (narrow, 16, Sink.FEATURES, "features"),
+        (WIDE, 16, Sink.STREAM, "stream of 16 bits"),
+    ):
+        for port in PORTS:
+            yield claim(
+                "drain",
+                f"lane to {told}, {clamp} bits, port of {port} bits",
+                "a lane is golden's residual of its sum with bias, and of the stream where it goes there",
+                drain_lane,
+                spec,
+                clamp,
+                sink,
+                port,
+            )
+    for spec in (narrow, WIDE):
+        yield claim(
+            "drain",
+            f"GELU of codes of {spec.gelu_bits} bits",
+            "behind any two writes of the table a lane is its entry of golden's code, whatever else it has",
+            drain_gelu,
+            spec,
+        )
 
 
 def drain_lane(spec: AcceleratorSpec, clamp: int, sink: Sink, port_bits: int, case: Case) -> list[Claim]:
     """Lane 0 of :class:`rtl.drain.Drain`, from any state with its parameters in their registers."""
-    unit = Drain(spec, port_bits=port_bits)
+    y, code = _drained(spec, clamp, sink, port_bits, case, {})
+    return [Claim("y", y, code)]
+
+
+def drain_gelu(spec: AcceleratorSpec, case: Case) -> list[Claim]:
+    """The same where its code reads what was written to the table in the two cycles before."""
+    table = GeluSpec(in_bits=spec.gelu_bits)
+    entries = [case.input(f"entry_{n}", Interval(0, table.entries - 1)) for n in "ab"]
+    values = [case.input(f"value_{n}", table.bounds["code"]) for n in "ab"]
+    symbols, one, idle = case.symbols, case.symbols.number(1), case.symbols.number(0)
+    words = [packed(case, [(a, 14), (v, 32)]) for a, v in zip(entries, values, strict=True)]
+    writes: Inputs = {
+        "table__valid": [(0, one), (1, one), (None, idle)],
+        "table__payload": list(enumerate(words)),
+    }
+    y, code = _drained(spec, spec.gelu_bits, Sink.FEATURES, PORTS[0], case, writes)
+
+    def take(place: Any, mode: str) -> Any:
+        hits = [symbols.compare("eq", place, entry) for entry in entries]
+        case.assumed.append(case.logic.some(hits))
+        return symbols.choose(hits[1], values[1], values[0])
+
+    own = SimpleNamespace(once=lambda *_: SimpleNamespace(take=take))
+    return [Claim("y", y, case.golden(gelu)(code, table, own))]
+
+
+def _drained(
+    spec: AcceleratorSpec, clamp: int, sink: Sink, port_bits: int, case: Case, writes: Inputs
+) -> tuple[Any, Any]:
+    """Lane 0's result, and golden's code; with writes of the table in the cycles before, its GELU."""
+    unit, start, bits = Drain(spec, port_bits=port_bits), len(writes), spec.stream_bits
     like = ResidualSpec(
-        in_bits=spec.stream_bits, out_bits=clamp, acc_bits=32, gain_bits=32, multiplier_bits=24, max_shift=7
+        in_bits=bits, out_bits=clamp, acc_bits=32, gain_bits=32, multiplier_bits=24, max_shift=7
     )
-    stream = Interval.of_bits(spec.stream_bits, signed=True)
+    stream = Interval.of_bits(bits, signed=True)
     legal = {
         "acc": like.bounds["acc"],
         "bias": Interval.of_bits(32, signed=True),
@@ -180,25 +228,24 @@ def drain_lane(spec: AcceleratorSpec, clamp: int, sink: Sink, port_bits: int, ca
         "clamp": clamp,
         "zero_in": given["zero_in"],
         "zero_out": given["zero_out"],
-        "gelu": 0,
+        "gelu": int(bool(writes)),
     }
     layout = [(name, field.width) for name, field in block_layout()]
     working = packed(case, [(fields.get(name, 0), width) for name, width in layout])
     registers = {
-        f"{name}_0": (0, given[name]) for name in ("bias", "multiplier", "shift", "align")
-    } | {"working": (0, working)}
+        f"{name}_0": (start, given[name]) for name in ("bias", "multiplier", "shift", "align")
+    } | {"working": (start, working)}
     idle = symbols.number(0)
-    inputs: dict[str, list[tuple[int | None, Any]]] = {
+    inputs: Inputs = {
+        **writes,
         "sums__first": [(None, idle)],
         "sums__valid": [(None, symbols.number(1))],
-        "sums__acc": [(0, packed(case, [(total, 32), (0, 96)]))],
-        "stream__word": [(2, packed(case, [(given["stream"], spec.stream_bits), (0, 3 * spec.stream_bits)]))],
+        "sums__acc": [(start, packed(case, [(total, 32), (0, 96)]))],
+        "stream__word": [(start + 2, packed(case, [(given["stream"], bits), (0, 3 * bits)]))],
     }
     circuit = Circuit.of(unit)
-    seen = case.run_all(
-        circuit, inputs, LATENCY + 1, registers=registers, reset=False
-    )
-    y = symbols.of(case.logic.slice(seen[LATENCY]["result__y"], 15, 0), signed=True)
+    seen = case.run_all(circuit, inputs, start + LATENCY + 1, registers=registers, reset=False)[-1]
+    y = symbols.of(case.logic.slice(seen["result__y"], Y_BITS - 1, 0), signed=True)
     adds = sink == Sink.STREAM
     own = params(
         channels=1,
@@ -211,4 +258,4 @@ def drain_lane(spec: AcceleratorSpec, clamp: int, sink: Sink, port_bits: int, ca
         zero_point=given["zero_out"],
     )
     trace = case.golden(residual_trace)(Row.of([given["stream"]]), Row.of([given["acc"]]), like, own)
-    return [Claim("y", y, trace.code[0])]
+    return y, trace.code[0]

@@ -26,6 +26,7 @@ class Symbol:
 
     size = 1
     shape = ()
+    dtype = None
 
     def __init__(self, symbols: Symbols, bits: Bits, low: int, high: int) -> None:
         self._of, self.bits, self.low, self.high = symbols, bits, low, high
@@ -327,6 +328,7 @@ class Symbols:
             asarray=same,
             int64=same,
             uint8=same,
+            int8=same,
             bool_=np.bool_,
             zeros=np.zeros,
             broadcast_to=np.broadcast_to,
