@@ -11,28 +11,27 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from golden.bounds import Interval
+from golden.fixedpoint import Ints
 from golden.requant import MULTIPLIER, SHIFT
 from golden.softmax import ALIGN_STEPS
 from sim.operators import Row
 
-__all__ = ["BINS", "FEATURES"]
+__all__ = ["BINS", "FEATURES", "Bins", "Hits", "ends", "rounded"]
 
-Ints = npt.NDArray[np.int64]
 Bins = dict[str, list[str]]
 Hits = dict[str, set[str]]
 
 
-def _ends(value: Ints | int, interval: Interval, name: str = "") -> set[str]:
+def ends(value: Ints | int, interval: Interval, name: str = "") -> set[str]:
     """Which ends of its interval a value, or one of several, takes."""
     values = np.asarray(value)
     found = {f"{name}lowest"} if (values == interval.low).any() else set()
     return found | ({f"{name}highest"} if (values == interval.high).any() else set())
 
 
-def _rounded(value: Ints, shift: Ints | int, code: Interval, zero: int = 0) -> tuple[set[str], set[str]]:
+def rounded(value: Ints, shift: Ints | int, code: Interval, zero: int = 0) -> tuple[set[str], set[str]]:
     """Saturation and ties of ``sat(rs(value, shift) + zero)``."""
     shifts = np.asarray(shift)
     half = np.where(shifts > 0, np.int64(1) << np.maximum(shifts - 1, 0), 0)
@@ -140,18 +139,18 @@ def _layernorm_hits(spec: Any, row: Row, trace: Any) -> Hits:
         "sum of zero": total == 0,
     }
     code = bounds["code"]
-    saturation, tie = _rounded(trace.scaled, spec.output_shift, code)
+    saturation, tie = rounded(trace.scaled, spec.output_shift, code)
     gain = np.asarray(params.gain)
     signs = {"zero": gain == 0, "positive": gain > 0, "negative": gain < 0}
     half = 1 << (spec.in_bits - 1)
     return {
         "row": {name for name, holds in kinds.items() if holds},
-        "zero point": _ends(params.zero_point, Interval(-half, half - 1)),
-        "gain": {n for n, holds in signs.items() if holds.any()} | _ends(gain, spec.gain_range),
+        "zero point": ends(params.zero_point, Interval(-half, half - 1)),
+        "gain": {n for n, holds in signs.items() if holds.any()} | ends(gain, spec.gain_range),
         "saturation": saturation,
         "tie": tie,
         "shift": {str(shift) for shift in set(np.asarray(params.shift).tolist())},
-        "point": _ends(params.point, Interval(0, spec.max_point)),
+        "point": ends(params.point, Interval(0, spec.max_point)),
         "segment": {str(_segment(variance, spec))},
     }
 
@@ -179,7 +178,7 @@ def _gelu_bins(spec: Any) -> Bins:
 def _gelu_hits(spec: Any, row: Row, trace: Any) -> Hits:
     return {
         "address": {str(value) for value in set(row.elements.tolist())},
-        "entry": _ends(trace, spec.bounds["code"]),
+        "entry": ends(trace, spec.bounds["code"]),
     }
 
 
@@ -197,14 +196,14 @@ def _requant_bins(spec: Any) -> Bins:
 def _requant_hits(spec: Any, row: Row, trace: Any) -> Hits:
     params, bounds = row.params, spec.bounds
     product = row.elements * np.asarray(params.multiplier).astype(np.int64)
-    saturation, tie = _rounded(product, np.asarray(params.shift), bounds["code"], params.zero_point)
+    saturation, tie = rounded(product, np.asarray(params.shift), bounds["code"], params.zero_point)
     return {
         "saturation": saturation,
         "tie": tie,
-        "accumulator": _ends(row.elements, bounds["acc"]),
-        "multiplier": _ends(params.multiplier, MULTIPLIER),
-        "shift": _ends(params.shift, SHIFT),
-        "zero point": _ends(params.zero_point, bounds["code"]),
+        "accumulator": ends(row.elements, bounds["acc"]),
+        "multiplier": ends(params.multiplier, MULTIPLIER),
+        "shift": ends(params.shift, SHIFT),
+        "zero point": ends(params.zero_point, bounds["code"]),
     }
 
 
@@ -231,19 +230,19 @@ def _residual_hits(spec: Any, row: Row, trace: Any) -> Hits:
     half, codes = 1 << (spec.acc_bits - 1), Interval.of_bits(spec.in_bits, signed=True)
     acc = ((row.elements + half) & (2 * half - 1)) - half
     shift = params.shift + np.asarray(params.out_shift)
-    saturation, tie = _rounded(trace.total, shift, bounds["code"], params.zero_point)
+    saturation, tie = rounded(trace.total, shift, bounds["code"], params.zero_point)
     return {
         "saturation": saturation,
         "tie": tie,
-        "accumulator": _ends(acc, bounds["acc"]),
-        "code in": _ends(row.elements >> spec.acc_bits, codes),
-        "gain": _ends(params.gain, bounds["gain"]),
-        "multiplier": _ends(params.multiplier, bounds["multiplier"]),
-        "shift": _ends(params.shift, bounds["shift"]),
+        "accumulator": ends(acc, bounds["acc"]),
+        "code in": ends(row.elements >> spec.acc_bits, codes),
+        "gain": ends(params.gain, bounds["gain"]),
+        "multiplier": ends(params.multiplier, bounds["multiplier"]),
+        "shift": ends(params.shift, bounds["shift"]),
         "shift in": {str(x) for x in set(np.asarray(params.in_shift).tolist())},
         "shift out": {str(x) for x in set(np.asarray(params.out_shift).tolist())},
-        "zero point in": _ends(params.in_zero_point, codes),
-        "zero point": _ends(params.zero_point, bounds["code"]),
+        "zero point in": ends(params.in_zero_point, codes),
+        "zero point": ends(params.zero_point, bounds["code"]),
     }
 
 

@@ -8,7 +8,7 @@ Coverpoints and their crossing are counted by cocotb-coverage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from sim.job import NO_STALL, Case
 from sim.operators import Operator, Row
 from sim.scenarios import length_classes
 
-__all__ = ["Point", "Sample", "measure", "rows_of"]
+__all__ = ["Point", "Sample", "count", "measure", "rows_of"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -70,56 +70,65 @@ def rows_of(case: Case, op: Operator) -> Iterator[Sample]:
         yield Sample(Row(elements, known[count], mask), sent, *stalls, index > 0 and index in changes)
 
 
-def measure(op_name: str, op: Operator, lanes: int, cases: Sequence[Case]) -> list[Point]:
-    """Hits of every bin of an operator, sampled from all rows of these cases."""
+def count(
+    top: str,
+    groups: Mapping[str, Sequence[str]],
+    crossed: Mapping[str, Sequence[Any]],
+    samples: Iterable[Mapping[str, Any]],
+) -> list[Point]:
+    """Hits of every bin of coverpoints, and of the crossing of ``crossed``.
+
+    groups: bins of which a sample hits any number (a set).  crossed: values, of which it has one.  A sample
+    that says nothing about a coverpoint hits none of its bins.
+    """
     coverage_db.clear()
-    classes = length_classes(lanes, op.longest)
-    groups: dict[str, list[str]] = BINS[op_name](op.spec)
-    top = op_name
 
-    def length_class(features: dict[str, Any]) -> str:
-        return next(
-            (n for n, (low, high) in classes.items() if low <= features["length"] <= high), "cut"
-        )
-
-    def sample(features: dict[str, Any]) -> None:
+    def sample(features: Mapping[str, Any]) -> None:
         """What the coverpoints watch."""
 
     watched: Any = sample
     for name, bins in groups.items():
         watched = CoverPoint(
             f"{top}.{name}",
-            xf=lambda features, name=name: features[name],
-            bins=bins,
+            xf=lambda features, name=name: features.get(name, set()),
+            bins=list(bins),
             rel=lambda seen, wanted: wanted in seen,
             inj=False,
         )(watched)
-    crossed = {
-        "stall in": (lambda features: features["stall in"], [False, True]),
-        "stall out": (lambda features: features["stall out"], [False, True]),
-        "length": (length_class, list(classes)),
-        "params change": (lambda features: features["params change"], [False, True]),
-    }
-    for name, (transform, values) in crossed.items():
-        watched = CoverPoint(f"{top}.{name}", xf=transform, bins=values)(watched)
-    cross = f"{top}.stall in x stall out x length x params change"
-    watched = CoverCross(cross, items=[f"{top}.{name}" for name in crossed])(watched)
-    nothing: dict[str, set[str]] = {name: set() for name in groups}
-    for case in cases:
-        for each in rows_of(case, op):
-            found = FEATURES[op_name](op.spec, each.row, op.trace(each.row))
-            watched(
-                nothing
-                | found
-                | {
-                    "length": each.sent,
-                    "stall in": each.stalled_in,
-                    "stall out": each.stalled_out,
-                    "params change": each.changed,
-                }
-            )
+    for name, values in crossed.items():
+        watched = CoverPoint(
+            f"{top}.{name}", xf=lambda features, name=name: features.get(name), bins=list(values)
+        )(watched)
     names = [f"{top}.{name}" for name in (*groups, *crossed)]
-    return [_point(name.partition(".")[2], name) for name in (*names, cross)]
+    if crossed:
+        names.append(f"{top}.{' x '.join(crossed)}")
+        watched = CoverCross(names[-1], items=[f"{top}.{name}" for name in crossed])(watched)
+    for features in samples:
+        watched(features)
+    return [_point(name.partition(".")[2], name) for name in names]
+
+
+def measure(op_name: str, op: Operator, lanes: int, cases: Sequence[Case]) -> list[Point]:
+    """Hits of every bin of an operator, sampled from all rows of these cases."""
+    classes = length_classes(lanes, op.longest)
+    crossed: dict[str, list[Any]] = {
+        "stall in": [False, True],
+        "stall out": [False, True],
+        "length": list(classes),
+        "params change": [False, True],
+    }
+
+    def features(each: Sample) -> dict[str, Any]:
+        length = next((n for n, (low, high) in classes.items() if low <= each.sent <= high), "cut")
+        return FEATURES[op_name](op.spec, each.row, op.trace(each.row)) | {
+            "length": length,
+            "stall in": each.stalled_in,
+            "stall out": each.stalled_out,
+            "params change": each.changed,
+        }
+
+    samples = (features(each) for case in cases for each in rows_of(case, op))
+    return count(op_name, BINS[op_name](op.spec), crossed, samples)
 
 
 def _point(name: str, full: str) -> Point:

@@ -12,27 +12,11 @@ from amaranth.hdl import Module, Signal
 from amaranth.sim import Simulator
 
 from golden.attend_unit import attend_words
-from golden.attention import AttendSpec, attend
-from golden.fixedpoint import Ints
-from golden.requant import RequantParams
 from rtl.attention import ShiftAttend
+from sim.heads import Head
 
 LIMIT = 3000
 """Cycles that a port may wait: longer than any row."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """Rows of codes (of any lengths), v [tokens, lanes], the requantiser's only channel."""
-
-    rows: Sequence[Ints]
-    v: Ints
-    params: RequantParams
-
-    def golden(self, spec: AttendSpec) -> list[list[int]]:
-        """The codes of each row."""
-        heads = ((row, self.v[: len(row)]) for row in self.rows)
-        return [attend(c[None, None], v[None], spec, self.params).ravel().tolist() for c, v in heads]
 
 
 @dataclass

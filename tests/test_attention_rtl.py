@@ -4,21 +4,32 @@
 
 from __future__ import annotations
 
+import json
+from copy import deepcopy
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from amaranth.hdl import Const
-from attend_runs import Head, check, run
+from attend_runs import check, run
 
 import rtl.arith
 import rtl.attention
 import rtl.requant
 import rtl.stream
 from golden.attend_unit import attend_pipeline, attend_words
-from golden.attention import ATTEND_GRID, AttendSpec, attend_rows
+from golden.attention import ATTEND_GRID, AttendSpec
 from golden.cycles import OUTPUT_DEPTH
 from golden.requant import RequantParams
 from golden.softmax import SoftmaxSpec, corner_rows, softmax
+from qvit_hw import mutate
+from qvit_hw.mutation.attention import MODULE, HeadUnit
+from qvit_hw.simulate import find_tools
 from rtl.attention import ShiftAttend, meanings
+from sim.bench import JOB_VARIABLE
+from sim.head_cases import corner_heads, drawn, one_head
+from sim.heads import PORTS, Head, HeadJob, Told
+from sim.runner import run_tests
 
 ROOT = AttendSpec(
     codes="any", out_bits=16, softmax=SoftmaxSpec(base="sqrt2", code_bits=3, max_tokens=20)
@@ -28,34 +39,9 @@ OCTAVE = AttendSpec(codes="any", out_bits=16, softmax=SoftmaxSpec(code_bits=3, m
 """The same to base 2."""
 
 
-def one_head(params, head):
-    own = slice(head, head + 1)
-    return RequantParams(
-        multiplier=params.multiplier[own], shift=params.shift[own], zero_point=params.zero_point
-    )
-
-
-def corners(spec):
-    """Both heads of every corner; of long rows, which take their time, one and the other in turn."""
-    for turn, (_, codes, v, params) in enumerate(attend_rows(spec)):
-        for head in range(2) if codes.shape[-1] <= 200 else (turn % 2,):
-            yield Head(list(codes[head]), v[head], one_head(params, head))
-
-
-def drawn(spec, lanes, lengths, shift=15, seed=0):
-    """A head of rows of these lengths, codes and v at random; M is 1/2 to 1 of ``2**(16 - shift)``."""
-    rng, value, last = np.random.default_rng(seed), spec.bounds["value"], spec.softmax.last_code
-    rows = [rng.integers(0, last, n, endpoint=True) for n in lengths]
-    v = rng.integers(value.low, value.high, (max(lengths), lanes), endpoint=True)
-    multiplier = np.array([1 << 15 if seed == 0 else int(rng.integers(1 << 15, 1 << 16))])
-    return Head(
-        rows, v, RequantParams(multiplier=multiplier, shift=np.array([shift]), zero_point=seed)
-    )
-
-
 @pytest.mark.parametrize("spec", ATTEND_GRID, ids=lambda spec: str(ATTEND_GRID.index(spec)))
 def test_corners(spec):
-    check(ShiftAttend(spec, lanes=3), list(corners(spec)))
+    check(ShiftAttend(spec, lanes=3), list(corner_heads(spec)))
 
 
 @pytest.mark.parametrize("spec", [ATTEND_GRID[0], ATTEND_GRID[1]])
@@ -82,7 +68,7 @@ def test_random_rows_of_any_length(spec, lanes):
 
 def test_narrow_multipliers_change_neither_codes_nor_cycles():
     spec = ATTEND_GRID[3]
-    check(ShiftAttend(spec, lanes=3, port_bits=18), list(corners(spec))[:12])
+    check(ShiftAttend(spec, lanes=3, port_bits=18), list(corner_heads(spec))[:12])
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -219,6 +205,59 @@ def test_codes_below_the_deepest_octave_count_nothing(code, spec, monkeypatch):
     monkeypatch.setattr(rtl.attention, "meanings", lambda _: (shifts, [each or 1 for each in sums]))
     with pytest.raises(AssertionError):
         check(ShiftAttend(spec, lanes=2), [head])
+
+
+# --------------------------------------------------------------------------------------- Verilog
+
+SMALL = HeadUnit("attention", ROOT, only=("heads_of_one", "sets_late", "nothing_leaves", "reset_after_30"))
+
+
+def code(case):
+    case.expected[7][1] ^= 1
+
+
+def cycle(port):
+    def shifted(case):
+        case.cycles[port][-1] += 1
+
+    return shifted
+
+
+EDITS = (
+    *((name, lambda case: None, None) for name in SMALL.only),
+    ("heads_of_one", code, "row 7, lane 1, cycle"),
+    *(("heads_of_one", cycle(port), f"case heads_of_one: {port} transfer") for port in PORTS),
+    ("sets_late", lambda case: case.expected.append([0] * 3), "nothing moves in"),
+    ("sets_late", lambda case: case.expected.pop(), "a row that no codes asked for"),
+    ("nothing_leaves", lambda case: setattr(case, "filled", 33), "must hold 33 codes, not 32"),
+)
+"""Cases, what golden expects of them edited, what the testbench says."""
+
+
+def test_its_verilog_does_what_golden_expects_and_nothing_else(tmp_path):
+    job = HeadJob.of(SMALL.cases(), ROOT, 3)
+    simulation, _ = SMALL.built(SMALL.verilog(), tmp_path, find_tools("verilator"), SMALL.cases())
+    cases = []
+    for name, edit, _ in EDITS:
+        told = SimpleNamespace(**deepcopy(vars(next(case for case in job.cases if case.name == name))))
+        edit(told)
+        cases.append(Told(**vars(told)))
+    HeadJob(3, job.out_bits, cases).write(tmp_path)
+    tests = [f"{MODULE}.rows/case={at}" for at in range(len(EDITS))]
+    faults = run_tests(simulation, MODULE, tests, tmp_path, env={JOB_VARIABLE: str(tmp_path)})
+    for (_, _, said), fault in zip(EDITS, faults.values(), strict=True):
+        assert (fault is None) if said is None else said in (fault or "")
+
+
+@pytest.mark.parametrize(
+    ("only", "status"),
+    [(("ties", "stall_o_full", "strays", "unsaturated", "crossed_both"), 0), (("heads_of_one",), 1)],
+)
+def test_its_mutants_are_found_but_not_by_a_poor_testbench(only, status, tmp_path):
+    unit = HeadUnit("attention", ROOT, only=only)
+    assert mutate.run(out=tmp_path, count=16, subjects=[unit], patience=1) == status
+    (told,) = json.loads((tmp_path / "mutation.json").read_text())["units"]
+    assert (told["survived"] > 0) == status
 
 
 # ----------------------------------------------------------------------------------------- words

@@ -12,8 +12,11 @@ from qvit_hw import cover
 from qvit_hw.covering.counts import Counted, Gap, Place, parse
 from qvit_hw.covering.subjects import Found, RowUnit
 from qvit_hw.errors import UserError
+from qvit_hw.mutation.attention import HEAD_UNITS
 from sim.corners import BINS, FEATURES
 from sim.coverage import Point, measure, rows_of
+from sim.head_corners import measure_heads
+from sim.heads import PORTS
 from sim.scenarios import operator, scenarios
 
 TINY = SoftmaxSpec(max_tokens=16)
@@ -48,6 +51,22 @@ def test_rows_are_sampled_with_the_parameters_they_were_computed_with(unit):
     for case in scenarios(unit):
         computed = [op.golden(sample.row) for sample in rows_of(case, op)]
         assert [code for row in computed for code in row.tolist()] == case.expected.tolist(), case.name
+
+
+@pytest.mark.parametrize("unit", HEAD_UNITS, ids=lambda unit: unit.name)
+def test_the_heads_hit_every_bin_and_fewer_do_not(unit):
+    waits = dict.fromkeys(PORTS, 1)
+    cases = unit.cases()
+    points = measure_heads(unit.name, unit.spec, cases, [waits] * len(cases))
+    assert {point.name: point.missed for point in points if point.missed} == {}
+    assert len(points[-1].bins) == 2 * 2 * 4 * 2
+    few = [case for case in cases if case.name not in ("corners", "ties", "crossed_both")]
+    points = measure_heads(unit.name, unit.spec, few, [waits | {"i": 0}] * len(few))
+    missed = {point.name: point.missed for point in points if point.missed}
+    assert missed["waits"] == ["i"]
+    assert missed["acc"]
+    assert ("tie of the root" in missed) == (unit.spec.per_octave == 2)
+    assert "yes, yes, two, yes" in points[-1].missed
 
 
 @pytest.mark.parametrize("name", BINS)

@@ -19,6 +19,11 @@ REASONS: tuple[tuple[str, str, str], ...] = (
         r"_core 2'h3:",
         "the highest bits of a shift of 6 bits, which ends at w/2 + 13, below 48 (golden.layernorm)",
     ),
+    (
+        "toggle",
+        r"^qvit_attention (beat|row)\[",
+        "counts places in tables of a row's channels, of which codes and v have none (rtl.stream)",
+    ),
     ("toggle", r"\brows\b", "a counter of 32 bits: so many rows take hours"),
     ("toggle", r"s_axil_rdata\b", "no register has the bit, or only the counter of rows, which takes hours"),
     ("toggle", r"s_axil_a[rw]addr\[[01]\]", "accesses are of whole words"),

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,16 +16,18 @@ from golden.residual import ResidualSpec
 from golden.softmax import SoftmaxSpec
 from qvit_hw.covering.counts import Counted, parse
 from qvit_hw.generate import build_unit
+from qvit_hw.mutation.attention import HEAD_UNITS, MODULE, HeadUnit
 from qvit_hw.mutation.subjects import REGISTER_TESTS, register_case
 from qvit_hw.simulate import CORNER_LENGTH
 from sim.bench import JOB_VARIABLE
 from sim.coverage import Point, measure
+from sim.head_corners import measure_heads
 from sim.job import Job, load_unit
 from sim.runner import ROW_UNIT, RunFailed, build, run_tests
 from sim.scenarios import operator, scenarios
 from sim.tools import Tools
 
-__all__ = ["SUBJECTS", "Found", "RowUnit", "Subject"]
+__all__ = ["SUBJECTS", "Found", "Heads", "RowUnit", "Subject"]
 
 COUNTERS = ("--coverage-line", "--coverage-toggle")
 """Arguments of Verilator."""
@@ -80,12 +84,42 @@ class RowUnit:
         names = [f"{module}.rows/case={index}" for index in range(len(cases) + 1)]
         names += [f"sim.tb_axi.{name}" for name in REGISTER_TESTS]
         modules = f"{module},sim.tb_axi"
-        faults = run_tests(simulation, modules, names, folder, env={JOB_VARIABLE: str(folder)})
-        wrong = {name: fault for name, fault in faults.items() if fault is not None}
-        if wrong:
-            raise RunFailed(f"{self.name} fails: {wrong}")
+        _passed(self.name, run_tests(simulation, modules, names, folder, env={JOB_VARIABLE: str(folder)}))
         points = measure(self.name, operator(unit.op, unit.spec), unit.lanes, cases)
         return Found(points, parse(folder / "coverage.dat", built.verilog))
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Codes and v, with the cases that its mutants meet."""
+
+    unit: HeadUnit
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.unit.name
+
+    @property
+    def what(self) -> str:
+        """Its configuration."""
+        return self.unit.what
+
+    def run(self, folder: Path, tools: Tools) -> Found:
+        """All cases; RunFailed if one fails."""
+        text, cases = self.unit.verilog(), self.unit.cases()
+        simulation, tests = self.unit.built(text, folder, tools, cases, COUNTERS)
+        _passed(self.name, run_tests(simulation, MODULE, tests, folder, env={JOB_VARIABLE: str(folder)}))
+        waits = [json.loads((folder / f"refused{at}.json").read_text()) for at in range(len(cases))]
+        points = measure_heads(self.name, self.unit.spec, cases, waits)
+        return Found(points, parse(folder / "coverage.dat", text))
+
+
+def _passed(name: str, faults: Mapping[str, str | None]) -> None:
+    """RunFailed unless all tests have passed."""
+    wrong = {test: fault for test, fault in faults.items() if fault is not None}
+    if wrong:
+        raise RunFailed(f"{name} fails: {wrong}")
 
 
 SUBJECTS: tuple[Subject, ...] = (
@@ -94,5 +128,6 @@ SUBJECTS: tuple[Subject, ...] = (
     RowUnit("gelu", GeluSpec(in_bits=6)),
     RowUnit("requant", RequantSpec()),
     RowUnit("residual", ResidualSpec()),
+    *(Heads(unit) for unit in HEAD_UNITS),
 )
 """What ``cover`` measures."""
