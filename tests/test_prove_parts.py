@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
-from amaranth.hdl import Cat, Signal
+from amaranth.hdl import Cat, Const, Mux, Signal
 from amaranth.lib.memory import Memory
 
-from qvit_hw.proofs import row_store
+from qvit_hw.proofs import row_store, turns
 from qvit_hw.proofs.property import Counterexample
 from rtl.row import Queue, RowStore
+from rtl.stream import Turns
 
 
 def refuted(found, text):
@@ -117,3 +120,59 @@ def test_a_queue_of_rows_that_shows_the_newest(monkeypatch):
 
 def test_a_store_as_it_is():
     assert row_store.stores(2, 2) is None
+
+
+# ------------------------------------------------------------------------------------------- banks
+
+
+def always_free(own):
+    own.free = Const(1, 1)
+
+
+def never_free(own):
+    own.free = Const(0, 1)
+
+
+def newest_bank(own):
+    own.bank = Mux(own.opening, own._current, own._current)
+
+
+def free_too_early(own):
+    own.free = own.free | ~own.opening
+
+
+USED = "a bank is free that beats use, or is not that none uses"
+BANKS = {
+    always_free: USED,
+    never_free: USED,
+    free_too_early: USED,
+    newest_bank: "a row changes its bank",
+}
+
+
+@pytest.mark.parametrize("change", BANKS)
+def test_banks_that_do_not_take_turns(change, monkeypatch):
+    plain = Turns.__init__
+
+    def changed(self, *given):
+        plain(self, *given)
+        change(self)
+
+    monkeypatch.setattr(Turns, "__init__", changed)
+    found = refuted(turns.turns(2), f"banks, 2 cycles a beat: {BANKS[change]}; ")
+    assert re.search(r"taken [01]{4}, last [01]{4}, bank [01]{4}, idle [01]{4}, free [01]{4}$", found.text)
+
+
+def test_banks_that_stay(monkeypatch):
+    monkeypatch.setattr(Turns, "switch", lambda self, when: None)
+    refuted(turns.turns(2), "banks do not take turns")
+
+
+def test_a_row_that_does_not_end(monkeypatch):
+    plain = Turns.__init__
+
+    def endless(self, m, stages, taken, last):
+        plain(self, m, stages, taken, Const(0, 1))
+
+    monkeypatch.setattr(Turns, "__init__", endless)
+    refuted(turns.turns(1), "a row does not end")
