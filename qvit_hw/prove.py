@@ -40,7 +40,7 @@ MODULES = tuple(
     f"qvit_hw.proofs.{name}"
     for name in (
         *("arithmetic", "softmax", "layernorm", "matrix", "accumulators"),
-        *("queues", "row_store", "turns", "streams"),
+        *("queues", "row_store", "turns", "packing", "streams"),
     )
 )
 

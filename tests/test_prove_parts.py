@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 from amaranth.hdl import Cat, Const, Mux, Signal
 from amaranth.lib.memory import Memory
 
-from qvit_hw.proofs import row_store, turns
+import rtl.axi
+from qvit_hw.proofs import packing, row_store, turns
 from qvit_hw.proofs.property import Counterexample
 from rtl.row import Queue, RowStore
 from rtl.stream import Turns
+from sim.stream import pack
 
 
 def refuted(found, text):
@@ -176,3 +179,109 @@ def test_a_row_that_does_not_end(monkeypatch):
 
     monkeypatch.setattr(Turns, "__init__", endless)
     refuted(turns.turns(1), "a row does not end")
+
+
+# ---------------------------------------------------------------------------------------- AXI beats
+
+
+def test_bits_are_where_the_testbench_has_them():
+    """What is asked of ``pack`` bit by bit is what it does to whole rows."""
+    rng = np.random.default_rng(3)
+    for lanes, slot in ((1, 1), (3, 2), (4, 5)):
+        where, legal = packing.places(lanes, slot), packing.keeps(lanes, slot)
+        for count in range(1, lanes + 1):
+            row = rng.integers(-1 << 8 * slot - 1, 1 << 8 * slot - 1, count)
+            beat = pack(row, np.array([count]), lanes, slot)
+            placed = sum(
+                (int(value) >> bit & 1) << where[lane][bit]
+                for lane, value in enumerate(row)
+                for bit in range(8 * slot)
+            )
+            assert (beat.data, beat.keep) == ([placed], [legal[count - 1]])
+
+
+def test_a_top_as_it_is():
+    assert packing.beats_in("softmax, 3 lanes") is None
+    assert packing.beats_out("residual, 4 lanes") is None
+
+
+def broken(name, method, change):
+    """A top whose adapter is the real one on a changed side."""
+    make = packing.TOPS[name]
+
+    def build():
+        top = make()
+        plain = getattr(top, method)
+
+        def other(m):
+            result = plain(m)
+            change(m, top)
+            return result
+
+        vars(top)[method] = other
+        return top
+
+    return build
+
+
+def cut_short(m, top):
+    m.d.comb += top.core.i.p.score[1].eq(top.s_axis_tdata.word_select(1, 8))
+
+
+def keep_all(m, top):
+    m.d.comb += top.core.i.p.keep.eq(-1)
+
+
+def endless_row(m, top):
+    m.d.comb += top.core.i.p.last.eq(top.s_axis_tlast)
+
+
+def always_ready(m, top):
+    m.d.comb += top.s_axis_tready.eq(1)
+
+
+def no_sign(m, top):
+    m.d.comb += top.m_axis_tdata.eq(top.core.o.p.code[0].as_unsigned())
+
+
+def one_byte(m, top):
+    m.d.comb += top.m_axis_tkeep.eq(top.core.o.p.keep[:1])
+
+
+INTO = {
+    cut_short: "an element is not its slot's low bits",
+    keep_all: "keep is not the longest legal prefix",
+    endless_row: "last is wrong",
+    always_ready: "a beat is taken that is not, or the other way",
+}
+OUT = {
+    no_sign: "a code is not its slot's number",
+    one_byte: "keep is not that of whole slots",
+}
+
+
+@pytest.mark.parametrize("change", INTO)
+def test_a_top_that_takes_beats_wrong(change, monkeypatch):
+    name = "softmax, 4 lanes"
+    monkeypatch.setitem(packing.TOPS, name, broken(name, "_elaborate_input", change))
+    found = refuted(packing.beats_in(name), f"AXI top of {name}: {INTO[change]}; beat ")
+    assert found.values.keys() >= {"tdata", "tkeep", "tlast"}
+
+
+@pytest.mark.parametrize("change", OUT)
+def test_a_top_that_gives_beats_wrong(change, monkeypatch):
+    name = "layernorm, 4 lanes"
+    monkeypatch.setitem(packing.TOPS, name, broken(name, "_elaborate_output", change))
+    refuted(packing.beats_out(name), f"AXI top of {name}: {OUT[change]}; code ")
+
+
+def test_a_top_that_forgets_what_it_found(monkeypatch):
+    plain = rtl.axi.AxiRowUnit._elaborate_input
+    monkeypatch.setattr(rtl.axi.AxiRowUnit, "_elaborate_input", lambda self, m: plain(self, m) & 0b101)
+    refuted(packing.beats_in("gelu, 8 lanes"), "something is not noted")
+
+
+def test_a_top_that_finds_what_is_not(monkeypatch):
+    plain = rtl.axi.AxiRowUnit._elaborate_input
+    monkeypatch.setattr(rtl.axi.AxiRowUnit, "_elaborate_input", lambda self, m: plain(self, m) | 0b010)
+    refuted(packing.beats_in("gelu, 8 lanes"), "something is noted that was not so")

@@ -16,7 +16,7 @@ import rtl.row
 import rtl.softmax
 import rtl.stream
 from golden.bounds import Interval
-from qvit_hw.proofs import accumulators, partial_sums, queues, row_store, streams, turns
+from qvit_hw.proofs import accumulators, packing, partial_sums, queues, row_store, streams, turns
 from qvit_hw.proofs.accumulators import ACCUMULATORS, holds, tight, witness
 from qvit_hw.proofs.subjects import SUBJECTS, Depths
 from rtl.row import Credits, OutputQueue, Queue, RowStore
@@ -100,7 +100,7 @@ def told(found, *words):
 
 
 def test_properties_are_listed_once_and_can_be_sent_to_a_process():
-    modules = (streams, queues, row_store, turns, accumulators)
+    modules = (streams, queues, row_store, turns, packing, accumulators)
     listed = [each for module in modules for each in module.properties()]
     assert len({(each.unit, each.name) for each in listed}) == len(listed) >= 50
     assert {each.kind for each in listed} == {"stream", "accumulator"}

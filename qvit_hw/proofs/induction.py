@@ -25,10 +25,15 @@ class Registers:
         self._circuit, self._logic, self.state = circuit, logic, state
         self._places = {name: number for number, name in circuit.states.items()}
 
-    def number(self, name: str) -> Bits:
-        """A register, WIDE bits."""
+    def register(self, name: str) -> Bits:
+        """A register."""
         bits = self.state[self._places[name]]
         assert isinstance(bits, Bits)
+        return bits
+
+    def number(self, name: str) -> Bits:
+        """A register, WIDE bits."""
+        bits = self.register(name)
         return self._logic.extend(bits, WIDE - bits.width, signed=False)
 
     def memory(self, name: str) -> Memory:

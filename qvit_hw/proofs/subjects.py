@@ -31,7 +31,7 @@ from rtl.residual import PtfResidual
 from rtl.row import OutputQueue, RowStore
 from rtl.softmax import Log2Softmax
 
-__all__ = ["SHALLOW", "SUBJECTS", "Depths", "Fields", "Subject"]
+__all__ = ["SHALLOW", "SUBJECTS", "Depths", "Fields", "Subject", "fields_of"]
 
 Fields = dict[str, tuple[int, int, int]]
 """Of a payload's fields: lowest bit, width of an element, elements."""
@@ -89,7 +89,7 @@ class Subject:
         """The circuit, and the fields of its input and its output."""
         unit = self.make()
         circuit = Circuit.of(unit) if depths is None else _with_depths(unit, depths)
-        return circuit, _fields(unit.i.payload.shape()), _fields(unit.o.payload.shape())
+        return circuit, fields_of(unit.i.payload.shape()), fields_of(unit.o.payload.shape())
 
 
 def _with_depths(unit: Any, depths: Depths) -> Circuit:
@@ -115,8 +115,8 @@ def _with_depths(unit: Any, depths: Depths) -> Circuit:
         module["QUEUE_DEPTH"] = rows
 
 
-def _fields(layout: Any) -> Fields:
-    """Of a payload's layout."""
+def fields_of(layout: Any) -> Fields:
+    """The fields of a payload's layout."""
     fields: Fields = {}
     for name, field in layout:
         count = getattr(field.shape, "length", field.width if name in ("keep", "mask") else 1)
