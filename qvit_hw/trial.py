@@ -21,7 +21,7 @@ import numpy.typing as npt
 from golden.accelerator import MEMORIES, AcceleratorSpec
 from golden.accelerator_cycles import timeline
 from golden.machine import Event, Machine
-from golden.program import INSTRUCTION_BYTES, Error
+from golden.program import INSTRUCTION_BYTES, Error, Instruction
 from golden.vit import VitModel
 from qvit_hw.accelerator import registers
 from qvit_hw.compiler.layout import fitted
@@ -30,6 +30,7 @@ from qvit_hw.compiler.schedule import compile_network
 from qvit_hw.compiler.stages import recognise
 from qvit_hw.compiler.tensors import Recorded, recorded, references, regrouped, replayed
 from qvit_hw.small_networks import tiny_network
+from qvit_hw.trial_program import scattered
 from sim.accelerator import build_bench, prepared, simulate
 from sim.session import BASE, Bus, Memory, Outcome, Run, Session
 from sim.tools import find
@@ -82,7 +83,12 @@ class Desk:
         **more: Any,
     ) -> None:
         """A run of ``program``, or of other ``words``; expected: its outputs; more: as in :class:`Run`."""
-        stream, pixels = program.words if words is None else words, program.image_words(image)
+        self._add(program.words if words is None else words, program.image_words(image), expected, **more)
+
+    def _add(
+        self, stream: Pixels, pixels: Pixels, expected: npt.NDArray[np.int64] | None, **more: Any
+    ) -> None:
+        """A run of words."""
         told: dict[str, Any] = {
             "image_address": self.put(pixels),
             "image_words": len(pixels),
@@ -101,7 +107,15 @@ class Desk:
             self._known[key] = wanted_words(program, model, image)
         self.wanted[len(self.runs)] = self._known[key]
         expected = model(image[None])[0].reshape(-1)
-        self.run(program, image, expected, counters=counters(program, bus or self.bus), bus=bus)
+        steps = [step.instruction for step in program.steps]
+        self.run(program, image, expected, counters=counters(steps, self.spec, bus or self.bus), bus=bus)
+
+    def scattered(self, seed: int, bus: Bus | None = None) -> None:
+        """A run of a program that no network has, of which all is known."""
+        made = scattered(self.spec, seed)
+        self.wanted[len(self.runs)] = made.wanted
+        counted = counters(made.steps, self.spec, bus or self.bus)
+        self._add(made.words, made.image, made.outputs, counters=counted, bus=bus)
 
     def prepared(self, folder: Path) -> list[str]:
         """Write all that the testbench reads into a folder; return the simulator's plusargs."""
@@ -120,10 +134,9 @@ class Desk:
         return simulate(simulation, self.session, self.memory, folder / "run", **more)
 
 
-def counters(program: Program, bus: Bus) -> dict[str, tuple[int, int]]:
+def counters(steps: Sequence[Instruction], spec: AcceleratorSpec, bus: Bus) -> dict[str, tuple[int, int]]:
     """The least and the most of what a run counts, by the cycle model; cycles where the bus is not random."""
-    steps = [step.instruction for step in program.steps]
-    run = timeline(steps, program.spec, steps[0]["image_words"], latency=bus.latency)
+    run = timeline(steps, spec, steps[0]["image_words"], latency=bus.latency)
     passes = sum(s["tokens"] * s["depth"] * s["blocks"] for s in steps if s.op.name == "MULTIPLY")
     found = {"array_busy": (passes, passes)}
     for unit in ("layernorm", "softmax"):
@@ -182,7 +195,10 @@ def trial() -> Desk:
     model, program, image, other = second
     desk.whole(model, program, image)
     desk.whole(first[0], first[1], first[2])
+    for seed in range(1, 4):
+        desk.scattered(seed)
     refused(desk, model, program, image)
+    desk.scattered(4, Bus(60, 100, 4))
     for bus in (Bus(latency=1), Bus(latency=200), Bus(200, 128, 1), Bus(7, 30, 3)):
         desk.whole(model, program, other, bus)
     for cycles in (1, 30, 300, 1000, 2000):

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that no network has: every kind of instruction, its operands at random and at their ends.
+
+What the hardware must make of them is what :mod:`golden.machine` makes of them. They wait for as little as
+:mod:`golden.flight` allows, so that units work side by side wherever they can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from golden.accelerator import AcceleratorSpec
+from golden.flight import Flight
+from golden.machine import Drained, Event, Machine
+from golden.program import (
+    Instruction,
+    Op,
+    Sink,
+    Source,
+    Tile,
+    Unit,
+    instruction_words,
+    parameter_words,
+    record_words,
+)
+from golden.softmax import ALIGN_STEPS
+from sim.operators import operator
+from sim.words import Wanted, Words
+
+__all__ = ["Scattered", "scattered"]
+
+Pixels = npt.NDArray[np.uint8]
+PRODUCTS = 40
+"""Products of a program."""
+ANYTHING = 64
+"""Last words of the features: rows whose last beat is not full go there, and nothing reads them."""
+MEMORIES = (Sink.FEATURES, Sink.QUERIES, Sink.KEYS, Sink.VALUES, Sink.SCORES, Sink.STREAM)
+
+
+@dataclass(frozen=True, eq=False)
+class Scattered:
+    """A program, the image that it wants, its instructions, and what the hardware must make of them.
+
+    outputs: the first words of the memory of outputs, flat.
+    """
+
+    words: Pixels
+    image: Pixels
+    steps: tuple[Instruction, ...]
+    outputs: npt.NDArray[np.int64]
+    wanted: Wanted
+
+
+class _Writer:
+    """Writes instructions with what follows them; each waits for what it must."""
+
+    def __init__(self, spec: AcceleratorSpec, seed: int, image_words: int) -> None:
+        self.spec, self.rng, self.size = spec, np.random.default_rng(seed), spec.size
+        self.steps: list[Instruction] = []
+        self.words: list[Pixels] = []
+        self._flight = Flight()
+        self.add(Op.HEAD, [], image_words=image_words, fingerprint=spec.fingerprint)
+
+    def add(self, op: Op, payload: Iterable[Pixels], **operands: int) -> None:
+        """An instruction; its waits are few, and random among those that do."""
+        waits = [0, *self.rng.permutation(7) + 1]
+        for wait in sorted(waits, key=lambda wait: int(wait).bit_count()):
+            instruction, flight = Instruction(op, int(wait), operands), deepcopy(self._flight)
+            try:
+                flight.begin(instruction, self.size)
+            except ValueError:
+                continue
+            self._flight = flight
+            break
+        else:
+            raise AssertionError(f"{op.name} gets in its own way: {operands}")
+        self.steps.append(instruction)
+        self.words += [instruction_words(instruction, self.size), *payload]
+
+    def pick(self, low: int, high: int) -> int:
+        """An integer, one of the ends every third time."""
+        if self.rng.random() < 1 / 3:
+            return int(self.rng.choice([low, high]))
+        return int(self.rng.integers(low, high, endpoint=True))
+
+    def codes(self, *shape: int) -> Pixels:
+        """Random bytes, many at an end."""
+        bytes_ = self.rng.integers(0, 256, shape, dtype=np.uint8)
+        return np.where(self.rng.random(shape) < 0.2, np.uint8(0x80), bytes_)
+
+    def base(self, memory: str, used: int) -> int:
+        """Where words begin so that the memory has ``used`` of them, and none of those that hold anything."""
+        depth = getattr(self.spec, memory) - (ANYTHING if memory == "features" else 0)
+        return self.pick(0, depth - used)
+
+    # ---------------------------------------------------------------------------------- without the array
+
+    def load(self, sink: Sink, count: int, at: int) -> None:
+        """Words of a memory."""
+        half = 1 << (self.spec.stream_bits if sink is Sink.STREAM else 8) - 1
+        values = self.rng.integers(-half, half, (count, 1, self.size))
+        values = np.where(self.rng.random(values.shape) < 0.2, -half, values)
+        planes = [values & 0xFF] if half == 128 else [values & 0xFF, values >> 8 & 0xFF]
+        words = np.concatenate(planes, axis=1).astype(np.uint8)
+        self.add(Op.LOAD, [words.reshape(-1, self.size)], sink=sink, count=count, sink_base=at)
+
+    def write(self, unit: Unit, records: Sequence[tuple[int, int]]) -> None:
+        """Parameters of a unit."""
+        addresses, values = zip(*records, strict=True)
+        payload = record_words(addresses, values, self.size)
+        self.add(Op.WRITE, [payload], unit=unit, count=len(records))
+
+    def table(self) -> None:
+        """A GELU table at random."""
+        table = self.codes(1 << self.spec.gelu_bits).view(np.int8).tolist()
+        self.write(Unit.GELU, list(enumerate(table)))
+
+    def rows(self, op: Op, tokens: int, depth: int, last: int, **strides: int) -> None:
+        """Rows of a unit, behind new parameters."""
+        norm, count = op is Op.LAYERNORM, (depth - 1) * self.size + last
+        if norm:
+            spec = self.spec.layernorm
+            params = operator("layernorm", asdict(spec)).random_params(self.rng, count)
+            self.write(Unit.LAYERNORM, params.words(spec))
+        else:
+            frac = self.spec.softmax.frac_bits
+            self.write(Unit.SOFTMAX, [(0, self.pick(max(0, frac - ALIGN_STEPS + 1), frac))])
+        source, sink = ("stream", "features") if norm else ("scores", "codes")
+        given = {}
+        for end, memory in (("source", source), ("sink", sink)):
+            stride = strides.get(end, tokens + self.pick(0, 3))
+            used = (depth - 1) * stride + tokens
+            given[f"{end}_base"] = self.base(memory, used)
+            if memory == "features" and last < self.size:
+                given["sink_base"] = self.spec.features - self.pick(used, ANYTHING)
+            given["stride" if end == "source" else "sink_stride"] = stride
+        self.add(op, [], tokens=tokens, depth=depth, last_lanes=last, **given)
+
+    # ------------------------------------------------------------------------------------------ the array
+
+    def product(
+        self,
+        source: Source,
+        tile: Tile,
+        sink: Sink,
+        *,
+        tokens: int,
+        depth: int,
+        blocks: int,
+        resume: bool = False,
+        dense: bool = False,
+    ) -> None:
+        """A product with parameters at random that the sink can hold; dense: no word between its blocks."""
+        spec, size = self.spec, self.size
+        bits = {Sink.SCORES: spec.softmax.score_bits, Sink.STREAM: spec.stream_bits, Sink.SUMS: 24}
+        clamp = bits.get(sink, 8)
+        tokens, stride = min(tokens, spec.max_tokens), self.pick(tokens, tokens + 3)
+        given: dict[str, Any] = {"stride": stride, "sink_stride": tokens + (0 if dense else self.pick(0, 3))}
+        name = source.name.lower()
+        given["source_base"] = self.base(name, (depth - 1) * stride + tokens)
+        if tile is Tile.KEYS:
+            given["tile_base"] = self.base("keys", (depth - 1) * stride + blocks * size)
+        elif tile is Tile.VALUES:
+            given["tile_base"] = self.base("values", (blocks - 1) * stride + depth * size)
+        written = (blocks - 1) * given["sink_stride"] + tokens
+        given["sink_base"] = 0 if sink is Sink.SUMS else self.base(sink.name.lower(), written)
+        half = 1 << spec.stream_bits - 1
+        given |= {
+            "clamp": 32 if sink is Sink.OUTPUTS else self.pick(2, clamp),
+            "gelu": int(sink is not Sink.SUMS and self.rng.random() < 0.3),
+            # To base 2 every code counts.
+            "even": self.pick(0, 1) | (spec.attend.per_octave == 1),
+            "odd": self.pick(0, 1) | (spec.attend.per_octave == 1),
+            "gain": self.pick(0, (1 << 32) - 1),
+            "zero_in": self.pick(-half, half - 1),
+            "zero_out": self.pick(-(1 << 15), (1 << 15) - 1) if self.rng.random() < 0.3 else self.pick(-9, 9),
+        }
+        payload = []
+        for _ in range(blocks):
+            columns = [(self.pick(-(1 << 20), 1 << 20), self.pick(0, (1 << 24) - 1)) for _ in range(size)]
+            bias, multiplier = zip(*columns, strict=True)
+            shift = [self.pick(0, 62) if self.rng.random() < 0.3 else self.pick(24, 44) for _ in range(size)]
+            payload.append(parameter_words(bias, multiplier, shift, [self.pick(0, 7) for _ in range(size)]))
+            if tile is Tile.STREAM:
+                payload.append(self.codes(depth * size, size))
+        shape = {"tokens": tokens, "depth": depth, "blocks": blocks, "resume": int(resume)}
+        self.add(Op.MULTIPLY, payload, source=source, tile=tile, sink=sink, **shape, **given)
+
+    def any_product(self) -> None:
+        """A product of any operand with any tile for any sink."""
+        source, tile = Source(self.pick(0, 2)), Tile(self.pick(0, 2))
+        sinks = [sink for sink in MEMORIES if sink.name != source.name and sink.name != tile.name]
+        sink = Sink(self.rng.choice(sinks))
+        tokens, depth, blocks = self.pick(1, 21), self.pick(1, 5), self.pick(1, 3)
+        self.product(source, tile, sink, tokens=tokens, depth=depth, blocks=blocks)
+
+
+def scattered(spec: AcceleratorSpec, seed: int = 1, image_words: int = 6) -> Scattered:
+    """A program at random, the same for the same seed."""
+    write = _Writer(spec, seed, image_words)
+    write.table()
+    write.load(Sink.STREAM, spec.stream, 0)
+    write.load(Sink.FEATURES, spec.features - image_words, image_words)
+    _filled(write)
+    for turn in range(PRODUCTS):
+        write.any_product()
+        if turn % 4 == 1:
+            write.rows(Op.SOFTMAX, write.pick(1, 9), write.pick(1, 4), write.pick(1, spec.size))
+        if turn % 4 == 3:
+            write.rows(Op.LAYERNORM, write.pick(1, 9), write.pick(1, 4), write.pick(1, spec.size))
+    # Twice the same unit at once, sums that are put back, and a table that changes in between.
+    for op in (Op.SOFTMAX, Op.SOFTMAX, Op.LAYERNORM, Op.LAYERNORM):
+        write.rows(op, 3, 2, 1)
+    write.table()
+    for tokens in (1, spec.size, spec.max_tokens):
+        last = Sink.OUTPUTS if tokens <= spec.outputs else Sink.QUERIES
+        for sink in (Sink.SUMS, last):
+            resume = sink is not Sink.SUMS
+            write.product(Source.FEATURES, Tile.STREAM, sink, tokens=tokens, depth=2, blocks=1, resume=resume)
+    write.add(Op.END, [])
+    image = write.codes(image_words, spec.size)
+    words, events = np.concatenate(write.words), list[Event]()
+    outputs = Machine(spec, events.append).run(words, image)
+    wanted = _wanted(write.steps, spec, events)
+    return Scattered(words, image, tuple(write.steps), outputs.reshape(-1), wanted)
+
+
+def _filled(write: _Writer) -> None:
+    """All memories, so that nothing is left of the run before."""
+    spec, most = write.spec, write.spec.max_tokens
+    for sink in (Sink.QUERIES, Sink.KEYS, Sink.VALUES, Sink.SCORES, Sink.OUTPUTS):
+        depth = getattr(spec, sink.name.lower())
+        tokens = min(depth, most)
+        write.product(
+            Source.FEATURES, Tile.STREAM, sink, tokens=tokens, depth=1, blocks=depth // tokens, dense=True
+        )
+    beats = min(most, spec.softmax.max_tokens) // spec.size
+    tokens = spec.codes // beats
+    write.rows(Op.SOFTMAX, tokens, beats, spec.size, source=tokens, sink=tokens)
+
+
+def _wanted(steps: Sequence[Instruction], spec: AcceleratorSpec, events: Iterable[Event]) -> Wanted:
+    """What the units write; of LayerNorm's rows nobody knows what is behind the last channel."""
+    none = np.zeros((0, spec.size), np.int64)
+    kept: dict[str, list[npt.NDArray[np.int64]]] = {
+        name: [none] for name in ("sums", "words", "layernorm", "softmax")
+    }
+    meant = [none.astype(np.bool_)]
+    for event in events:
+        if isinstance(event, Drained):
+            kept["sums"].append(event.sums)
+            kept["words"].append(event.words)
+            continue
+        step = steps[event.instruction]
+        kept[step.op.name.lower()].append(event.words)
+        if step.op is Op.LAYERNORM:
+            count = (step["depth"] - 1) * spec.size + step["last_lanes"]
+            row = np.arange(step["depth"] * spec.size) < count
+            meant.append(np.tile(row, step["tokens"]).reshape(-1, spec.size))
+    words = {name: np.concatenate(parts) for name, parts in kept.items()}
+    flags = {name: np.ones(part.shape, np.bool_) for name, part in words.items()}
+    return Wanted(Words(**words), flags | {"layernorm": np.concatenate(meant)})
