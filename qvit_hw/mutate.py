@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from qvit_hw.errors import UserError
+from qvit_hw.mutation.accelerator import ACCELERATOR
 from qvit_hw.mutation.equivalence import Judge, Verdict
 from qvit_hw.mutation.schemata import Mutant, Schemata, schemata
 from qvit_hw.mutation.subjects import ROW_UNITS, Subject
@@ -42,7 +43,7 @@ __all__ = ["BAR", "run"]
 
 BAR = 0.97
 """Share of the mutants that are not equivalent which the tests of a unit must kill."""
-SUBJECTS: tuple[Subject, ...] = ROW_UNITS
+SUBJECTS: tuple[Subject, ...] = (*ROW_UNITS, *ACCELERATOR)
 COMPARING = 40
 """Seconds to compare a mutant with its unit."""
 HINTS = {
@@ -141,11 +142,13 @@ def _compared(
         return {}
     bar = progress.add_task(f"{subject.name}: survivors compared", total=len(survivors))
     found = {}
-    with tempfile.NamedTemporaryFile("w", suffix=".btor", encoding="utf-8") as file:
-        file.write(made.btor)
-        file.flush()
+    holders = {mutant.number: mutant.holder for mutant in made.mutants}
+    with tempfile.TemporaryDirectory(prefix="qvit-") as name:
+        folder = Path(name)
+        for holder, circuit in made.circuits.items():
+            (folder / holder).write_text(circuit, encoding="utf-8")
         with ProcessPoolExecutor(min(workers, len(survivors))) as pool:
-            asked = [(file.name, number, patience) for number in survivors]
+            asked = [(str(folder / holders[number]), number, patience) for number in survivors]
             for number, verdict in zip(survivors, pool.map(_verdict, asked), strict=True):
                 found[number] = verdict
                 progress.advance(bar)

@@ -70,17 +70,19 @@ def run_mutants(
     jobs: int = 1,
     seed: int = 1,
     seconds: int = SECONDS,
+    control: str = "mutant",
     plusargs: Sequence[str] = (),
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[int, Fate]:
     """Run tests (full names) of testbenches on each mutant; what they read is in ``folder`` already.
 
-    RunFailed unless all of them pass on the design as it is.  progress: called with mutants that are done.
+    control: path below the top of the register that chooses.  progress: called with mutants that are done.
+    RunFailed unless all of them pass on the design as it is.
     """
     fates: dict[int, Fate] = {}
     for begin in range(0, len(mutants), CHUNK):
         chunk = list(mutants[begin : begin + CHUNK])
-        order = {"mutants": chunk, "jobs": jobs, "seconds": seconds}
+        order = {"mutants": chunk, "jobs": jobs, "seconds": seconds, "control": control}
         (folder / ORDER_FILE).write_text(json.dumps(order), encoding="utf-8")
         faults = run_tests(
             simulation,

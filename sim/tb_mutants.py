@@ -23,7 +23,7 @@ from sim.bench import JOB_VARIABLE
 from sim.mutants import ORDER_FILE, RESULTS_VARIABLE, child_folder, note_stuck
 
 ORDER = json.loads((Path(os.environ[JOB_VARIABLE]) / ORDER_FILE).read_text(encoding="utf-8"))
-LISTED = ("job.json", "job.npz", "session.json", "memory.bin", "dumps.npz")
+LISTED = ("job.json", "job.npz", "session.json", "memory.bin", "words.npz")
 """Files of a job that a testbench reads; a child has them, too, and writes where no other does."""
 
 
@@ -61,9 +61,12 @@ def _become(dut: Any, number: int, folder: Path) -> None:
             (mine / name).symlink_to(folder / name)
     os.environ[JOB_VARIABLE] = str(mine)
     os.environ[RESULTS_VARIABLE] = str(mine / "results.xml")
+    os.chdir(mine)  # where the design's own files go
     with Path(os.devnull).open("w") as nothing:
         os.dup2(nothing.fileno(), 1)
         os.dup2(nothing.fileno(), 2)
     # The simulator's own end waits for threads that a child does not have.
     vars(cocotb.simulator)["stop_simulator"] = lambda: os._exit(0)
-    dut.mutant.value = number
+    for name in ORDER["control"].split("."):
+        dut = getattr(dut, name)
+    dut.value = number

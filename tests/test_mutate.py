@@ -10,9 +10,12 @@ from golden.softmax import SoftmaxSpec
 from qvit_hw import mutate
 from qvit_hw.errors import UserError
 from qvit_hw.generate import build_unit
+from qvit_hw.mutation.accelerator import UNITS, Accelerated
 from qvit_hw.mutation.equivalence import Judge
 from qvit_hw.mutation.schemata import CONTROL, FLAT, netlist, schemata
 from qvit_hw.mutation.subjects import RowUnit
+from qvit_hw.proofs.circuit import Circuit
+from qvit_hw.trial import Desk, compiled, pictures, two_networks
 
 TINY = GeluSpec(in_bits=4, out_bits=4)
 
@@ -103,6 +106,41 @@ def test_half_a_testbench_leaves_survivors_and_says_so(tmp_path):
     left = [mutant for mutant in document["mutants"] if mutant["fate"] == "survived"]
     assert left
     assert all(mutant["hint"] and mutant["cell"] and mutant["mode"] for mutant in left)
+
+
+def one_image(**more):
+    """A session with one run; with ``abandon`` it is over before anything is computed."""
+    models = two_networks()
+    model, program = models[1], compiled(models)[1]
+    desk, image = Desk(program.spec), pictures(program, 1)[0]
+    if more:
+        desk.run(program, image, **more)
+    else:
+        desk.whole(model, program, image)
+    return desk
+
+
+def test_the_accelerator_s_mutants_are_found_by_a_run_and_not_by_one_that_checks_nothing(tmp_path):
+    found = []
+    for number, desk in enumerate((one_image, lambda: one_image(abandon=1))):
+        subject = Accelerated(desk=desk, units={"array": UNITS["array"]})
+        mutate.run(out=tmp_path / str(number), count=4, subjects=[subject], patience=1)
+        (unit,) = told(tmp_path / str(number))["units"]
+        assert (unit["unit"], unit["mutants"]) == ("array", 4)
+        found.append(unit["killed"])
+    assert found[0] >= 3
+    assert found[1] == 0
+
+
+def test_a_unit_is_compared_without_what_is_below_it(verilog):
+    made = schemata(verilog, "qvit_gelu", 6, 1, groups=["qvit_gelu", "qvit_gelu_core.*"])
+    assert set(made.circuits) == {"qvit_gelu", "qvit_gelu_core"}
+    assert {mutant.holder for mutant in made.mutants} == set(made.circuits)
+    outer, inner = (Circuit(made.circuits[name]) for name in ("qvit_gelu", "qvit_gelu_core"))
+    # What the core answers may be anything, and what it is told must be equal.
+    assert {"core.o__payload", "s_axis_tdata"} <= set(outer.inputs)
+    assert {"core.i__payload", "m_axis_tdata"} <= set(outer.outputs)
+    assert "i__payload" in inner.inputs
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import contextlib
 import re
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -41,15 +41,15 @@ PREPARE = (
     "opt_clean -purge",
 )
 """Redundancy goes first: what a synthesis would drop cannot be mutated to any effect."""
-FLAT = ("flatten", "memory_dff", "memory_collect", "memory_nordff", "async2sync", "dffunmap", "opt_clean")
-"""From the netlist with its mutants to one that BTOR2 can say."""
+FLAT = ("memory_dff", "memory_collect", "memory_nordff", "async2sync", "dffunmap", "opt_clean")
+"""From the flat netlist with its mutants to one that BTOR2 can say."""
 
 
 @dataclass(frozen=True)
 class Mutant:
     """A mutation: its number, where it is and what it does.
 
-    source: line of the emitted Verilog, 0 if it is not known.
+    source: line of the emitted Verilog, 0 if it is not known.  holder: the module that it is compared in.
     """
 
     number: int
@@ -61,6 +61,7 @@ class Mutant:
     mode: str
     source: int
     command: str
+    holder: str
 
     @property
     def text(self) -> str:
@@ -82,8 +83,10 @@ class Schemata:
 
     verilog: str
     mutants: tuple[Mutant, ...]
-    btor: str = ""
-    """The same as BTOR2, flat, for :mod:`qvit_hw.mutation.equivalence`."""
+    circuits: Mapping[str, str]
+    """By holder, BTOR2 of what its group has of it, for :mod:`qvit_hw.mutation.equivalence`. Where modules of
+    other groups were, there are ports: equal for whatever these answer is equal in the whole.
+    """
 
 
 class _Yosys:
@@ -108,18 +111,18 @@ def netlist(path: Path, top: str) -> _Yosys:
 
 
 def schemata(
-    verilog: str, top: str, count: int, seed: int, *, groups: Sequence[str] = (".*",), flat: str = ""
+    verilog: str, top: str, count: int, seed: int, *, groups: Sequence[str] = (".*",)
 ) -> Schemata:
     """Verilog of a top module, with ``count`` mutants of each group of modules.
 
-    groups: expressions that the names of their modules match.  flat: the module that is written as BTOR2; the
-    top without. It is done in a process of its own: what Yosys picks depends on what it has done before.
+    groups: expressions that the names of their modules match.
+    It is done in a process of its own: what Yosys picks depends on what it has done before.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_made, verilog, top, count, seed, tuple(groups), flat or top).result()
+        return pool.submit(_made, verilog, top, count, seed, tuple(groups)).result()
 
 
-def _made(verilog: str, top: str, count: int, seed: int, groups: Sequence[str], flat: str) -> Schemata:
+def _made(verilog: str, top: str, count: int, seed: int, groups: Sequence[str]) -> Schemata:
     """:func:`schemata`, here; the names of cells tell the file that was read, so that it has no folder."""
     with tempfile.TemporaryDirectory(prefix="qvit-") as name, contextlib.chdir(name):
         Path("unit.v").write_text(verilog, encoding="utf-8")
@@ -133,11 +136,28 @@ def _made(verilog: str, top: str, count: int, seed: int, groups: Sequence[str], 
             yosys(f"{mutant.command} -ctrl {CONTROL} {width} {mutant.number}")
         yosys("write_verilog -noattr mutants.v")
         text = Path("mutants.v").read_text(encoding="utf-8")
-        if flat != top:
-            yosys(f"hierarchy -top {flat}")
-        yosys(*FLAT, "write_btor unit.btor")
-        btor = Path("unit.btor").read_text(encoding="utf-8")
-    return Schemata(_register(text, top), tuple(chosen), btor)
+        yosys("design -save whole")
+        circuits = {}
+        for group in groups:
+            inside = _modules(kinds, group)
+            outside = {module for module, _ in kinds} - set(inside)
+            for holder in {mutant.holder for mutant in chosen if mutant.module in inside}:
+                circuits[holder] = _circuit(yosys, holder, outside)
+    return Schemata(_register(text, top), tuple(chosen), circuits)
+
+
+def _circuit(yosys: _Yosys, holder: str, outside: set[str]) -> str:
+    """BTOR2 of a module, flat; ports where modules from outside the group were."""
+    kept = (f"setattr -mod -set keep_hierarchy 1 {module}" for module in sorted(outside))
+    yosys("design -load whole", *kept, f"hierarchy -top {holder}", "flatten", "select -none")
+    yosys(*(f"select -add {holder}/t:{module}" for module in sorted(outside)), "select -set cut %")
+    yosys("select -clear", "expose -evert @cut", f"hierarchy -top {holder}", *FLAT, "write_btor unit.btor")
+    return Path("unit.btor").read_text(encoding="utf-8")
+
+
+def _modules(kinds: Mapping[tuple[str, str], str], group: str) -> list[str]:
+    """Modules whose names a group's expression matches."""
+    return sorted({module for module, _ in kinds if re.fullmatch(group, module)})
 
 
 def _kinds(design: Any) -> dict[tuple[str, str], str]:
@@ -157,7 +177,7 @@ def _listed(
     yosys: _Yosys, kinds: dict[tuple[str, str], str], group: str, count: int, seed: int, before: int
 ) -> list[Mutant]:
     """``count`` mutants of the modules of a group, numbered behind those ``before``."""
-    modules = sorted({module for module, _ in kinds if re.fullmatch(group, module)})
+    modules = _modules(kinds, group)
     if not modules:
         raise ValueError(f"A group must have modules, not none as {group!r}")
     yosys("select -none", *(f"select -add {module}/*" for module in modules))
@@ -165,14 +185,16 @@ def _listed(
     yosys("select -clear")
     found: list[Mutant] = []
     for line in Path("list.txt").read_text(encoding="utf-8").splitlines():
-        mutant = _parsed(line, before + len(found) + 1, kinds)
+        mutant = _parsed(line, before + len(found) + 1, kinds, modules)
         if len(found) < count and mutant is not None:
             found.append(mutant)
     return found
 
 
-def _parsed(line: str, number: int, kinds: dict[tuple[str, str], str]) -> Mutant | None:
-    """A line of Yosys's list; None if it mutates a clock."""
+def _parsed(
+    line: str, number: int, kinds: dict[tuple[str, str], str], modules: Sequence[str]
+) -> Mutant | None:
+    """A line of Yosys's list for a group of modules; None if it mutates a clock."""
     lexer = shlex.shlex(line, posix=True)
     lexer.whitespace_split, lexer.escape, lexer.quotes = True, "", ""
     words = list(lexer)
@@ -196,6 +218,8 @@ def _parsed(line: str, number: int, kinds: dict[tuple[str, str], str]) -> Mutant
         told["mode"],
         lines[-1] if lines else 0,
         command,
+        # Amaranth names a module by its place: those above it begin its name.
+        min((name for name in modules if module.startswith(name)), key=len),
     )
 
 

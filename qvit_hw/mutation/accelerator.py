@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The accelerator's own modules: their mutants do the runs of :mod:`qvit_hw.trial`.
+
+The row units behind the movers are not among them: they are mutated on their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qvit_hw.accelerator import emitted
+from qvit_hw.compile import TOP
+from qvit_hw.mutation.schemata import CONTROL, Schemata
+from qvit_hw.trial import Desk, trial
+from sim.accelerator import MODULE, build_bench, run_names
+from sim.mutants import Fate, run_mutants
+from sim.tools import Tools
+
+__all__ = ["ACCELERATOR", "UNITS", "Accelerated"]
+
+CORE = f"{TOP}_core"
+UNITS = {
+    "dma": f"{TOP}_bus(_queue)?",
+    "control": f"{TOP}_control",
+    "sequencer": f"{CORE}_sequencer",
+    "array": f"{CORE}_array",
+    "drain": f"{CORE}_drain",
+    "rows": f"{CORE}_(layernorm|softmax)(_queue)?",
+    "core": f"{TOP}(_core)?",
+}
+"""Modules by unit."""
+SECONDS = 30
+"""After which a mutant counts as hung; each of its runs has a limit in cycles, too."""
+
+
+@dataclass(frozen=True)
+class Accelerated:
+    """The accelerator in its bench; ``desk`` gives the session, some runs or all."""
+
+    desk: Callable[[], Desk] = trial
+    units: Mapping[str, str] = field(default_factory=lambda: UNITS)
+    name: str = "accelerator"
+    top: str = TOP
+
+    def verilog(self) -> str:
+        """Its text, without mutants."""
+        return emitted(self.desk().spec)
+
+    def run(
+        self, made: Schemata, folder: Path, tools: Tools, jobs: int, progress: Callable[[int], None]
+    ) -> dict[int, Fate]:
+        """What became of each mutant."""
+        desk = self.desk()
+        simulation = build_bench(tools, made.verilog, desk.spec, folder)
+        fates = run_mutants(
+            simulation,
+            [MODULE],
+            run_names(desk.session),
+            folder,
+            [mutant.number for mutant in made.mutants],
+            jobs=jobs,
+            seconds=SECONDS,
+            control=f"dut.{CONTROL}",
+            plusargs=desk.prepared(folder),
+            progress=progress,
+        )
+        module = f"{MODULE}."
+        return {
+            number: Fate(fate.how, fate.test.removeprefix(module), fate.said)
+            for number, fate in fates.items()
+        }
+
+
+ACCELERATOR: tuple[Accelerated, ...] = (Accelerated(),)
+"""One configuration of the accelerator."""
