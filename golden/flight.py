@@ -9,6 +9,9 @@ accesses to a word conflict where their order is left to chance:
     write after write   likewise
 
 So it is for the parameters of a unit that works with them, and for the sums that a drain puts back.
+
+A memory has one port to read and one to write: two units must not use the same one at once, whatever their
+words.
 """
 
 from __future__ import annotations
@@ -108,6 +111,13 @@ class Flight:
                         raise ValueError(
                             f"It must wait for {unit.name} before it {verb}s {memory}, "
                             f"not {verb} word {int(both.argmax())} at once"
+                        )
+            if not ordered:
+                for verb, mine, theirs in (("read", reads, flight.reads), ("write", writes, flight.writes)):
+                    for memory in mine.keys() & theirs.keys():
+                        raise ValueError(
+                            f"It must wait for {unit.name} before it {verb}s {memory}, "
+                            f"not {verb} through the port that {unit.name} uses"
                         )
             self._check_parameters(instruction, unit, flight)
         if own is not None:
