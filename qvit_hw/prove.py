@@ -39,7 +39,7 @@ PACKAGES = ("pyosys", "bitwuzla")
 MODULES = tuple(
     f"qvit_hw.proofs.{name}"
     for name in (
-        *("arithmetic", "softmax", "layernorm", "matrix", "accumulators"),
+        *("arithmetic", "trees", "softmax", "layernorm", "matrix", "accumulators"),
         *("queues", "row_store", "turns", "packing", "streams"),
     )
 )

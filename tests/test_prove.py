@@ -17,6 +17,7 @@ import rtl.gelu
 import rtl.layernorm
 import rtl.requant
 import rtl.residual
+import rtl.row
 import rtl.softmax
 import rtl.stream
 from golden.bounds import Interval
@@ -28,7 +29,7 @@ from golden.requant import RequantSpec
 from golden.residual import ResidualSpec
 from golden.softmax import SoftmaxParams, SoftmaxSpec, softmax_trace
 from qvit_hw import cli, prove
-from qvit_hw.proofs import arithmetic, layernorm, matrix, softmax
+from qvit_hw.proofs import arithmetic, layernorm, matrix, softmax, trees
 from qvit_hw.proofs.case import Case, Claim, Undecided, bench, decide
 from qvit_hw.proofs.circuit import Circuit
 from qvit_hw.proofs.logic import Logic
@@ -93,6 +94,8 @@ SOUND = [
     (layernorm.root, LAYERNORM),
     (layernorm.factors, LAYERNORM, 18),
     (layernorm.lane, LAYERNORM, 27),
+    (trees.summed, signed(12)),
+    (trees.counted,),
     (matrix.operand, matrix.SPECS["base 2"], 27),
     (matrix.products, matrix.SPECS["base 2"], 27),
 ]
@@ -116,7 +119,7 @@ def test_every_kind_of_claim_is_in_the_list():
 def prove_list():
     return [
         item
-        for module in (arithmetic, softmax, layernorm, matrix)
+        for module in (arithmetic, trees, softmax, layernorm, matrix)
         for item in module.properties()
     ]
 
@@ -151,7 +154,22 @@ def wraps(value, bits):
     return value[:bits].as_signed()
 
 
+def odd_lane_dropped(m, values, node, name):
+    return rtl.row.tree(m, values[: max(len(values) // 2 * 2, 1)], node, name)
+
+
+def sum_that_wraps(m, values, node, name):
+    return rtl.row.tree(m, values, lambda a, b: node(a, b)[: len(values[0]) + 4].as_signed(), name)
+
+
+def one_lane_too_few(bits):
+    return rtl.row.popcount(bits[:31])
+
+
 BROKEN = [
+    (trees, "tree", odd_lane_dropped, (trees.summed, signed(12))),
+    (trees, "tree", sum_that_wraps, (trees.summed, signed(12))),
+    (trees, "popcount", one_lane_too_few, (trees.counted,)),
     (rtl.requant, "settled", without_half, SOUND[5]),
     (rtl.requant, "halves", short_shift, SOUND[5]),
     (rtl.requant, "product", unsigned_piece, SOUND[5]),

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """AXI4-Stream and back: lanes and bytes, signs, keeps, and what of a bad row is repaired and noted.
 
-A top's core is empty here, and its streams are ports. Where in ``tdata`` each bit of an element is, and what ``tkeep`` of so many elements is, is asked of the testbench's :func:`sim.stream.pack`. By induction: any state
+A top's core is empty here, and its streams are ports. Where in ``tdata`` each bit of an element is, and what
+``tkeep`` of so many elements is, is asked of the testbench's :func:`sim.stream.pack`. By induction: any state
 in which a row has fewer beats than the longest, any inputs.
 """
 
