@@ -477,11 +477,11 @@ def test_what_depends_on_a_row_unit_waits_for_it():
 
 
 def test_two_units_do_not_use_one_port_of_a_memory():
-    """Whatever the words: one of two writes in a cycle would be lost, one of two reads would get the other's."""
+    """Whatever the words: of two at once the hardware does one."""
     norm, apart = (Op.LAYERNORM, 0, NORM, None), (Op.LAYERNORM, 0, NORM | {"sink_base": 30}, None)
     array = "It must wait for ARRAY before it"
     waits(f"{array} writes features", Wait.ARRAY, product(Sink.FEATURES, sink_base=9), apart)
-    features = product(Sink.FEATURES, source_base=9, sink_base=9)
+    features = product(Sink.FEATURES, source_base=9, sink_base=30)
     waits("must wait for LAYERNORM before it writes features", Wait.LAYERNORM, norm, features)
     stream = product(Sink.STREAM, sink_base=9)
     reads = (Op.LAYERNORM, 0, NORM | {"source_base": 30, "sink_base": 30}, None)
