@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,10 +68,11 @@ class _Writer:
         self.add(Op.HEAD, [], image_words=image_words, fingerprint=spec.fingerprint)
 
     def add(self, op: Op, payload: Iterable[Pixels], **operands: int) -> None:
-        """An instruction; its waits are few, and random among those that do."""
-        waits = [0, *self.rng.permutation(7) + 1]
-        for wait in sorted(waits, key=lambda wait: int(wait).bit_count()):
-            instruction, flight = Instruction(op, int(wait), operands), deepcopy(self._flight)
+        """An instruction; it waits for as little as will do, now and then for more."""
+        waits = sorted([0, *self.rng.permutation(7) + 1], key=lambda wait: int(wait).bit_count())
+        more = int(self.rng.integers(8)) if self.rng.random() < 0.4 else 0
+        for wait in waits:
+            instruction, flight = Instruction(op, int(wait) | more, operands), deepcopy(self._flight)
             try:
                 flight.begin(instruction, self.size)
             except ValueError:
@@ -112,7 +113,7 @@ class _Writer:
 
     def write(self, unit: Unit, records: Sequence[tuple[int, int]]) -> None:
         """Parameters of a unit."""
-        addresses, values = zip(*records, strict=True)
+        addresses, values = np.array(records, np.int64).reshape(-1, 2).T
         payload = record_words(addresses, values, self.size)
         self.add(Op.WRITE, [payload], unit=unit, count=len(records))
 
@@ -121,14 +122,18 @@ class _Writer:
         table = self.codes(1 << self.spec.gelu_bits).view(np.int8).tolist()
         self.write(Unit.GELU, list(enumerate(table)))
 
-    def rows(self, op: Op, tokens: int, depth: int, last: int, **strides: int) -> None:
-        """Rows of a unit, behind new parameters."""
+    def rows(
+        self, op: Op, tokens: int, depth: int, last: int, *, changed: bool = True, **strides: int
+    ) -> None:
+        """Rows of a unit; changed: behind new parameters."""
         norm, count = op is Op.LAYERNORM, (depth - 1) * self.size + last
-        if norm:
+        if norm and changed:
             spec = self.spec.layernorm
             params = operator("layernorm", asdict(spec)).random_params(self.rng, count)
+            if self.rng.random() < 1 / 2:  # no row is nearly constant beside it
+                params = replace(params, eps=spec.min_eps(params.point))
             self.write(Unit.LAYERNORM, params.words(spec))
-        else:
+        elif changed:
             frac = self.spec.softmax.frac_bits
             self.write(Unit.SOFTMAX, [(0, self.pick(max(0, frac - ALIGN_STEPS + 1), frac))])
         source, sink = ("stream", "features") if norm else ("scores", "codes")
@@ -173,7 +178,7 @@ class _Writer:
         half = 1 << spec.stream_bits - 1
         given |= {
             "clamp": 32 if sink is Sink.OUTPUTS else self.pick(2, clamp),
-            "gelu": int(sink is not Sink.SUMS and self.rng.random() < 0.3),
+            "gelu": int(self.rng.random() < 0.3),
             # To base 2 every code counts.
             "even": self.pick(0, 1) | (spec.attend.per_octave == 1),
             "odd": self.pick(0, 1) | (spec.attend.per_octave == 1),
@@ -183,7 +188,8 @@ class _Writer:
         }
         payload = []
         for _ in range(blocks):
-            columns = [(self.pick(-(1 << 20), 1 << 20), self.pick(0, (1 << 24) - 1)) for _ in range(size)]
+            reach = 1 << (28 if self.rng.random() < 0.2 else 20)
+            columns = [(self.pick(-reach, reach), self.pick(0, (1 << 24) - 1)) for _ in range(size)]
             bias, multiplier = zip(*columns, strict=True)
             shift = [self.pick(0, 62) if self.rng.random() < 0.3 else self.pick(24, 44) for _ in range(size)]
             payload.append(parameter_words(bias, multiplier, shift, [self.pick(0, 7) for _ in range(size)]))
@@ -215,9 +221,15 @@ def scattered(spec: AcceleratorSpec, seed: int = 1, image_words: int = 6) -> Sca
         if turn % 4 == 3:
             write.rows(Op.LAYERNORM, write.pick(1, 9), write.pick(1, 4), write.pick(1, spec.size))
     # Twice the same unit at once, sums that are put back, and a table that changes in between.
-    for op in (Op.SOFTMAX, Op.SOFTMAX, Op.LAYERNORM, Op.LAYERNORM):
-        write.rows(op, 3, 2, 1)
+    for op in (Op.SOFTMAX, Op.LAYERNORM):
+        for changed in (True, False, False):
+            write.rows(op, 3, 2, 1, changed=changed)
     write.table()
+    for count in (0, 1, 0):
+        write.load(Sink.STREAM, count, 5)
+        write.load(Sink.FEATURES, count, 6)
+        write.write(Unit.GELU, [(count, 7)] * count)
+        write.write(Unit.GELU, [(count, 8)] * count)
     for tokens in (1, spec.size, spec.max_tokens):
         last = Sink.OUTPUTS if tokens <= spec.outputs else Sink.QUERIES
         for sink in (Sink.SUMS, last):
