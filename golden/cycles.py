@@ -74,7 +74,7 @@ class RowPipeline:
             beats = self.beats(length)
             first = accepted
             if self.waits and index >= QUEUE_DEPTH:
-                first = max(first, rows[index - QUEUE_DEPTH].last_out - self.drain + 1)
+                first = max(first, rows[index - QUEUE_DEPTH].last_out - self.drain + 2)
             last = first + beats - 1
             accepted = last + 1
             begin, done = first, last

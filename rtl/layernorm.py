@@ -152,7 +152,7 @@ class PtfLayerNorm(wiring.Component):
             taken.eq(self.i.valid & self.i.ready),
             rows.take.eq(taken),
             queued.take.eq(taken & beat.last),
-            queued.give.eq(rows.done),
+            queued.give.eq(delayed(m, rows.done, 1, "row_given")),
         ]
         opening = Signal(init=1)
         with m.If(taken):
@@ -163,14 +163,14 @@ class PtfLayerNorm(wiring.Component):
         terms, deviations, shifted = [], [], []
         for lane in range(lanes):
             u = Signal(signed(spec.in_bits + 1), name=f"u_{lane}", reset_less=True)
-            shift = Signal(range(spec.max_shift + 1), name=f"shift_{lane}")
-            m.d.sync += [u.eq(Mux(keep[lane], code[lane] - zero_point, 0)), shift.eq(shifts[lane])]
+            m.d.sync += u.eq(Mux(keep[lane], code[lane] - zero_point, 0))
+            shift = carried(m, shifts[lane], 1, f"shift_{lane}")
             x = Signal(signed(bounds["x"].bits), name=f"x_{lane}")
             m.d.sync += x.eq(_chosen([u << choice for choice in range(spec.max_shift + 1)], shift))
             m.d.comb += rows.beat_in.x[lane].eq(x)
             terms.append(x)
             deviations.append(u)
-            shifted.append(delayed(m, shift, 3, f"shift_{lane}"))
+            shifted.append(delayed(m, shift, 3, f"shift_late_{lane}"))
         x_squared = []
         for lane, square in enumerate(squares(m, deviations, "square")):
             wide = Signal(bounds["square"].bits, name=f"x_squared_{lane}", reset_less=True)
@@ -289,10 +289,10 @@ class PtfLayerNorm(wiring.Component):
         """Phase 2: the z-score, gain, offset, rounding and saturation of each element."""
         spec = self._spec
         m.d.comb += [rows.go.eq(output.room), output.take.eq(rows.step)]
-        # Block RAMs answer late in the cycle: their output goes straight into a register.
-        beat = Signal.like(rows.beat_out, name="beat")
-        row = Signal.like(rows.row_out, name="row")
-        m.d.sync += [beat.eq(rows.beat_out), row.eq(rows.row_out)]
+        # Block RAMs answer late in the cycle: their output goes straight into a register, without a reset, so
+        # that it can be the RAM's own.
+        beat = carried(m, rows.beat_out, 1, "beat")
+        row = delayed(m, rows.row_out, 1, "row")
         gains, offsets = params.leave(m, rows)
         # Operands rest in a register of their own, which can sit next to the multiplier.
         factor = delayed(m, row.factor, 1, "row_factor")

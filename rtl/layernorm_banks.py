@@ -168,8 +168,8 @@ class LayerNormBanks:
         bank, beat = delayed(m, bank, 3, "offset_bank"), delayed(m, beat, 3, "offset_beat")
         offset = self._read(m, "offset", bank, beat)
         m.d.comb += self.leaves.eq(delayed(m, rows.valid & rows.last, 9, "released"))
-        gains = [delayed(m, entry, 1, f"gain_{lane}") for lane, entry in enumerate(gain)]
+        gains = [carried(m, entry, 1, f"gain_{lane}") for lane, entry in enumerate(gain)]
         offsets = [
-            delayed(m, entry.as_signed(), 1, f"offset_{lane}") for lane, entry in enumerate(offset)
+            carried(m, entry.as_signed(), 1, f"offset_{lane}") for lane, entry in enumerate(offset)
         ]
         return gains, offsets

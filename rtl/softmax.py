@@ -15,7 +15,7 @@ from amaranth.lib.wiring import In, Out
 
 from golden.cycles import RowPipeline, tree_levels
 from golden.softmax import ALIGN_STEPS, SoftmaxSpec, softmax_pipeline
-from rtl.arith import look_up
+from rtl.arith import carried, look_up
 from rtl.row import (
     OUTPUT_DEPTH,
     PARAM_WRITE,
@@ -108,7 +108,7 @@ class Log2Softmax(wiring.Component):
         self._maximum(m, scores, rows)
         self._exponentials(m, scores, distances)
         self._codes(m, distances, output)
-        m.d.comb += rows.give.eq(distances.done)
+        m.d.comb += rows.give.eq(delayed(m, distances.done, 1, "row_given"))
         wiring.connect(m, output.o, wiring.flipped(self.o))
         return m
 
@@ -171,8 +171,9 @@ class Log2Softmax(wiring.Component):
         """Phase 2: distances from the maximum, their exponentials, the sum and its logarithm."""
         spec, lanes = self._spec, self._lanes
         m.d.comb += [scores.go.eq(distances.room), distances.take.eq(scores.step)]
-        # Block RAMs answer late in the cycle: their output goes straight into a register.
-        beat = delayed(m, scores.beat_out, 1, "beat")
+        # Block RAMs answer late in the cycle: their output goes straight into a register, without a reset, so
+        # that it can be the RAM's own.
+        beat = carried(m, scores.beat_out, 1, "beat")
         row = delayed(m, scores.row_out, 1, "row")
         align = delayed(m, row.align, 1, "align")
         terms = []
@@ -259,7 +260,7 @@ class Log2Softmax(wiring.Component):
         """Phase 3: add, shift, saturate."""
         spec = self._spec
         m.d.comb += [distances.go.eq(output.room), output.take.eq(distances.step)]
-        beat = delayed(m, distances.beat_out, 1, "stored")
+        beat = carried(m, distances.beat_out, 1, "stored")
         log_total = delayed(m, distances.row_out.log_total, 1, "log_total")
         code = Signal.like(output.payload.code, reset_less=True)
         m.d.comb += output.payload.code.eq(code)

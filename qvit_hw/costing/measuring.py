@@ -15,7 +15,7 @@ from qvit_hw.costing import cache
 from qvit_hw.costing.targets import (
     GOAL_MHZ,
     LIBERTY,
-    SEED,
+    SEEDS,
     Figures,
     Target,
     Variant,
@@ -27,8 +27,8 @@ from qvit_hw.costing.yosys import Failed, stop
 
 __all__ = ["Row", "Task", "measure", "measure_all", "tasks_for"]
 
-COUNTING = 1
-"""Changes with what is counted as what: figures of another one are not comparable."""
+COUNTING = 2
+"""Changes with what is counted as what, and how: figures of another one are not comparable."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def measure(task: Task) -> Row:
         counting=COUNTING,
         design=rtlil,
         passes=[target.hierarchy] if whole else list(variant.synthesis),
-        placing=None if whole or variant.device is None else [variant.device, SEED, GOAL_MHZ],
+        placing=None if whole or variant.device is None else [variant.device, SEEDS, GOAL_MHZ],
         tools=tool_versions(target, task.liberty),
     )
     known = cache.load(key)
