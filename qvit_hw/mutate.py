@@ -112,8 +112,9 @@ def _examined(
     """The mutants of a design and what became of them."""
     names = _units(subject, only)
     bar = progress.add_task(f"{subject.name}: mutants", total=None)
+    groups = [subject.units[name] for name in names]
     made = schemata(
-        subject.verilog(), subject.top, count, seed, groups=[subject.units[name] for name in names]
+        subject.verilog(), subject.top, count, seed, groups=groups, together=subject.together
     )
     progress.update(bar, total=len(made.mutants))
     with tempfile.TemporaryDirectory(prefix="qvit-") as work:

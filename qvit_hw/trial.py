@@ -21,7 +21,7 @@ import numpy.typing as npt
 from golden.accelerator import MEMORIES, AcceleratorSpec
 from golden.accelerator_cycles import timeline
 from golden.machine import Event, Machine
-from golden.program import INSTRUCTION_BYTES, Error, Instruction
+from golden.program import INSTRUCTION_BYTES, Error, Instruction, Op, Sink, instruction_words
 from golden.vit import VitModel
 from qvit_hw.accelerator import registers
 from qvit_hw.compiler.layout import fitted
@@ -32,7 +32,7 @@ from qvit_hw.compiler.tensors import Recorded, recorded, references, regrouped, 
 from qvit_hw.small_networks import tiny_network
 from qvit_hw.trial_program import scattered
 from sim.accelerator import build_bench, prepared, simulate
-from sim.session import BASE, Bus, Memory, Outcome, Run, Session
+from sim.session import ALIGNMENT, BASE, Bus, Memory, Outcome, Run, Session
 from sim.tools import find
 from sim.words import FILES, Wanted, Words
 
@@ -65,7 +65,7 @@ class Desk:
     @property
     def session(self) -> Session:
         """What the testbench is told."""
-        return Session(*registers(self.spec), self.runs, self.bus)
+        return Session(*registers(self.spec), self.runs, self.bus, self.spec.outputs * self.spec.size)
 
     def put(self, words: Pixels) -> int:
         """The address of words [n, L], which come to memory once."""
@@ -116,6 +116,18 @@ class Desk:
         self.wanted[len(self.runs)] = made.wanted
         counted = counters(made.steps, self.spec, bus or self.bus)
         self._add(made.words, made.image, made.outputs, counters=counted, bus=bus)
+
+    def across(self, bit: int) -> None:
+        """A run that only loads words, whose program lies across a multiple of 2**bit."""
+        loaded = np.random.default_rng(bit).integers(0, 256, (48, self.spec.size), dtype=np.uint8)
+        count = {"sink": Sink.FEATURES, "count": len(loaded)}
+        head = Instruction(Op.HEAD, 0, {"fingerprint": self.spec.fingerprint})
+        steps = head, Instruction(Op.LOAD, 0, count), Instruction(Op.END)
+        head_words, load, end = (instruction_words(each, self.spec.size) for each in steps)
+        program = np.concatenate([head_words, load, loaded, end])
+        address = self.put(program) + program.size // 2
+        nothing = np.zeros((0, self.spec.size), np.uint8)
+        self._add(program, nothing, None, shift=((1 << bit) - address) // ALIGNMENT * ALIGNMENT)
 
     def prepared(self, folder: Path) -> list[str]:
         """Write all that the testbench reads into a folder; return the simulator's plusargs."""
@@ -205,6 +217,8 @@ def trial() -> Desk:
         desk.run(program, image, abandon=cycles)
         desk.whole(model, program, other)
     desk.whole(first[0], first[1], first[3], Bus(50, 200, 2))
+    for bit in range(12, 64):
+        desk.across(bit)
     return desk
 
 

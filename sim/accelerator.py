@@ -14,13 +14,25 @@ from pathlib import Path
 
 from golden.accelerator import AcceleratorSpec
 from sim.bench import JOB_VARIABLE, PROGRESS_FILE
-from sim.runner import NOISE, Simulation, Style, build, run_tests, watched
+from sim.runner import NOISE, RunFailed, Simulation, Style, build, run_tests, watched
 from sim.session import Bus, Memory, Outcome, Session
 from sim.tools import Tools
 
-__all__ = ["MODULE", "OUTSIDE", "TOP", "build_bench", "prepared", "run_names", "simulate"]
+__all__ = [
+    "MODULE",
+    "OUTSIDE",
+    "REGISTERS",
+    "TOP",
+    "build_bench",
+    "prepared",
+    "register_names",
+    "run_names",
+    "simulate",
+]
 
 MODULE = "sim.tb_accelerator"
+REGISTERS = "sim.tb_accelerator_registers"
+REGISTER_TESTS = ("fixed", "decoded", "written", "channels", "still", "counted")
 TOP = "accelerator_bench"
 OUTSIDE = "accelerator_outside"
 STYLES = {
@@ -28,6 +40,8 @@ STYLES = {
         public=(
             'public_flat_rw -module "{top}" -var "host_*"',
             'public_flat_rd -module "{top}" -var "faults"',
+            # Counters that no run could bring near their end.
+            *(f'public_flat_rw -module "qvit_accelerator_control" -var "{x}"' for x in ("cycles", "count_*")),
         ),
         # The bench has a clock of its own (--timing). Every register is initialised by the Verilog itself.
         verilator=(
@@ -56,10 +70,12 @@ def build_bench(
     top: str = TOP,
     *,
     noise: bool = False,
+    counters: Sequence[str] = (),
 ) -> Simulation:
     """The simulator of an accelerator's Verilog in a bench, compiled now or found in the cache.
 
-    noise: Verilator begins with noise in whatever the Verilog does not initialise.
+    noise: Verilator begins with noise in whatever the Verilog does not initialise.  counters: its arguments
+    for counting what is reached; there is then so much of it that compiling takes longer than any run.
     """
     bench = Path(__file__).with_name(f"{top}.sv").read_text(encoding="utf-8")
     bits = (0x4000 + 4 * spec.outputs * spec.size - 1).bit_length()
@@ -70,6 +86,8 @@ def build_bench(
     style = STYLES[top]
     if noise:
         style = replace(style, verilator=(*style.verilator, *NOISE))
+    if counters:
+        style = replace(style, verilator=(*style.verilator, *counters), optimise="-O0")
     return build(tools, source, top, style=style)
 
 
@@ -81,24 +99,30 @@ def simulate(
     *,
     bus: Bus | None = None,
     dump: bool = False,
+    registers: bool = False,
     progress: Callable[[int], None] | None = None,
     plusargs: Sequence[str] = (),
 ) -> list[tuple[Outcome | None, str | None]]:
     """Do all runs; return the outcome of each (None if abandoned or stuck) and its fault, None if it passed.
 
     bus: how the memory answers, if not as the session says.  dump: leave what the units computed in
-    ``folder``, :func:`sim.words.dumped`.  progress: called with cycles.  plusargs: more of them for the
-    simulator.
+    ``folder``, :func:`sim.words.dumped`.  registers: try them behind the runs; RunFailed if that fails.
+    progress: called with cycles.  plusargs: more of them for the simulator.
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     session = session if bus is None else replace(session, bus=bus)
     told = [*plusargs, *prepared(session, memory, folder, dump=dump)]
     names = run_names(session)
+    more = register_names() if registers else []
+    module = ",".join((MODULE, REGISTERS) if registers else (MODULE,))
     with watched(folder / PROGRESS_FILE, progress):
         faults = run_tests(
-            simulation, MODULE, names, folder, env={JOB_VARIABLE: str(folder)}, plusargs=told
+            simulation, module, [*names, *more], folder, env={JOB_VARIABLE: str(folder)}, plusargs=told
         )
+    wrong = {name: faults[name] for name in more if faults[name] is not None}
+    if wrong:
+        raise RunFailed(f"Registers: {wrong}")
     return [(Outcome.read(folder, index), faults[name]) for index, name in enumerate(names)]
 
 
@@ -113,3 +137,8 @@ def prepared(session: Session, memory: Memory, folder: Path, *, dump: bool = Fal
 def run_names(session: Session) -> list[str]:
     """Full names of the tests that are the session's runs."""
     return [f"{MODULE}.runs/index={index}" for index in range(len(session.runs))]
+
+
+def register_names() -> list[str]:
+    """Full names of the tests of the registers, which do the session's first run, too."""
+    return [f"{REGISTERS}.{name}" for name in REGISTER_TESTS]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The accelerator with its external memory, so that a run takes no Python from start to interrupt.
 //
-//   +memory=FILE   the memory's bytes, at address BASE
+//   +memory=FILE   the memory's bytes, at address host_base
 //   +words=N       of it, of SIZE bytes
 //   +dump=PREFIX   write what the units compute, a line of hexadecimal digits an event, to
 //                  PREFIX<unit>.<host_run>
@@ -12,12 +12,15 @@
 //   host_gaps      of 256 cycles, so many at random in which no request or no word is taken
 //   host_seed      of the random numbers; 0: the latency is always host_latency
 //
+// and how it asks for registers itself: cycles that the address, the value of a write and the readiness for the
+// answer come late (host_*_late), and whether a write comes twice, its value one more, before its answer is taken
+// (host_again).
+//
 // Reading beyond the memory is answered with DECERR. A broken rule of AXI sets a bit of `faults`.
 // `SIZE and `AXIL_BITS, the width of an AXI4-Lite address, are defined by who compiles this.
 module accelerator_bench;
   localparam SIZE = `SIZE;
   localparam AXIL_BITS = `AXIL_BITS;
-  localparam BASE = 64'h0000_0012_3450_0000;
   localparam PENDING = 256;
   localparam WORD_BITS = $clog2(SIZE);
   localparam DECERR = 2'd3;
@@ -60,26 +63,50 @@ module accelerator_bench;
   logic host_answered = 0, host_irq = 0;
   logic [31:0] host_data = 0;
   logic [1:0] host_response = 0;
-  logic asked = 0;
+  logic [63:0] host_base = 64'h0000_0012_3450_0000;
+  int host_address_late = 0, host_value_late = 0, host_ready_late = 0, asked = 0;
+  logic host_again = 0;
+  logic [1:0] address_left = 0, value_left = 0, answers_left = 0;
 
   always @(posedge clk) begin
     rst <= host_rst;
     host_irq <= irq;
-    asked <= host_ask;
-    if (s_axil_awready) s_axil_awvalid <= 0;
-    if (s_axil_wready) s_axil_wvalid <= 0;
-    if (s_axil_arready) s_axil_arvalid <= 0;
-    if (host_ask && !asked) begin
-      {s_axil_awaddr, s_axil_wdata, s_axil_wstrb} <= {host_address, host_value, host_strobe};
-      s_axil_araddr <= host_address;
-      {s_axil_awvalid, s_axil_wvalid, s_axil_bready} <= {3{host_write}};
-      {s_axil_arvalid, s_axil_rready} <= {2{!host_write}};
+    asked <= host_ask ? asked + 1 : 0;
+    // What was taken goes away, so that who wants it must have kept it.
+    if (s_axil_awvalid && s_axil_awready) begin
+      address_left = address_left - 1;
+      s_axil_awvalid <= address_left != 0;
+      s_axil_awaddr <= address_left != 0 ? host_address : ~host_address;
+    end
+    if (s_axil_wvalid && s_axil_wready) begin
+      value_left = value_left - 1;
+      s_axil_wvalid <= value_left != 0;
+      s_axil_wdata <= value_left != 0 ? host_value + 1 : ~host_value;
+      s_axil_wstrb <= value_left != 0 ? host_strobe : ~host_strobe;
+    end
+    if (s_axil_arvalid && s_axil_arready) begin
+      s_axil_arvalid <= 0;
+      s_axil_araddr <= ~host_address;
+    end
+    if (host_ask) begin
+      if (asked == 0) {address_left, value_left, answers_left} = {3{2'd1 + {1'b0, host_again && host_write}}};
+      if (asked == host_address_late) begin
+        {s_axil_awaddr, s_axil_araddr} <= {2{host_address}};
+        {s_axil_awvalid, s_axil_arvalid} <= {host_write, !host_write};
+      end
+      if (asked == host_value_late) begin
+        {s_axil_wdata, s_axil_wstrb, s_axil_wvalid} <= {host_value, host_strobe, host_write};
+      end
+      if (asked == host_ready_late) {s_axil_bready, s_axil_rready} <= {host_write, !host_write};
     end
     if (s_axil_bvalid && s_axil_bready || s_axil_rvalid && s_axil_rready) begin
-      host_answered <= 1;
+      answers_left = answers_left - 1;
+      if (answers_left == 0) begin
+        host_answered <= 1;
+        {s_axil_bready, s_axil_rready} <= 0;
+      end
       host_data <= s_axil_rdata;
       host_response <= s_axil_rvalid ? s_axil_rresp : s_axil_bresp;
-      {s_axil_bready, s_axil_rready} <= 0;
     end
     if (!host_ask) host_answered <= 0;
   end
@@ -126,7 +153,7 @@ module accelerator_bench;
     random <= shuffled(random ^ (host_seed != seed ? host_seed : 0));
     seed <= host_seed;
     if (m_axi_arvalid && m_axi_arready) begin
-      place[tail] = (m_axi_araddr - BASE) >> WORD_BITS;
+      place[tail] = (m_axi_araddr - host_base) >> WORD_BITS;
       left[tail] = {1'b0, m_axi_arlen} + 1;
       due[tail] = cycle + (host_seed == 0 ? host_latency : 1 + int'(random[30:8]) % host_latency);
       tail = tail + 1;
@@ -155,6 +182,9 @@ module accelerator_bench;
 
   logic [7:0] faults = 0;
   logic held = 0, rst_before = 0;
+  logic answer_held = 0, read_held = 0;
+  logic [1:0] answer;
+  logic [33:0] read;
   logic [71:0] request;
   logic [11:0] last_byte;
   assign last_byte = m_axi_araddr[11:0] + ({4'd0, m_axi_arlen} << WORD_BITS);
@@ -163,6 +193,10 @@ module accelerator_bench;
     request <= {m_axi_araddr, m_axi_arlen};
     held <= !rst && m_axi_arvalid && !m_axi_arready;
     rst_before <= rst;
+    answer <= s_axil_bresp;
+    answer_held <= !rst && s_axil_bvalid && !s_axil_bready;
+    read <= {s_axil_rdata, s_axil_rresp};
+    read_held <= !rst && s_axil_rvalid && !s_axil_rready;
     if (rst) begin
       if (rst_before && (m_axi_arvalid || s_axil_bvalid || s_axil_rvalid || irq)) faults[0] <= 1;
     end else begin
@@ -171,7 +205,10 @@ module accelerator_bench;
         if (last_byte < m_axi_araddr[11:0]) faults[2] <= 1;  // crosses 4 KiB
         if ((m_axi_araddr & 64'(SIZE - 1)) != 0) faults[3] <= 1;
         if (m_axi_arsize != 3'(WORD_BITS) || m_axi_arburst != 1) faults[4] <= 1;
+        if (m_axi_arcache != 3 || m_axi_arprot != 0) faults[4] <= 1;
       end
+      if (answer_held && !(s_axil_bvalid && answer == s_axil_bresp)) faults[6] <= 1;
+      if (read_held && !(s_axil_rvalid && read == {s_axil_rdata, s_axil_rresp})) faults[7] <= 1;
       // Unknown, in a simulator that knows of it.
       if ((^{m_axi_arvalid, m_axi_rready, s_axil_awready, s_axil_wready, s_axil_bvalid, s_axil_arready,
              s_axil_rvalid, irq}) === 1'bx) faults[5] <= 1;

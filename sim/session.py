@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BASE", "Bus", "Memory", "Outcome", "Run", "Session"]
+__all__ = ["ALIGNMENT", "BASE", "Bus", "Memory", "Outcome", "Run", "Session"]
 
 BASE = 0x12_3450_0000
 """Address of the memory's first byte: both halves of a register matter."""
 ALIGNMENT = 64
+"""Of the address of an image or a program, in bytes."""
 SESSION_FILE = "session.json"
 
 
@@ -37,7 +38,7 @@ class Run:
     reset: reset the hardware first.  abandon: so many cycles after its start, reset the hardware instead
     of waiting (then nothing is expected).
     counters: the least and the most of what registers must count.  bus: how the memory answers, if not as in
-    the session's other runs.
+    the session's other runs.  shift: how far from BASE the memory is; every address of the run with it.
     """
 
     image_address: int
@@ -52,6 +53,7 @@ class Run:
     abandon: int = 0
     counters: Mapping[str, Sequence[int]] = field(default_factory=dict)
     bus: Bus | None = None
+    shift: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,14 @@ class Session:
     """Runs of one simulator process, one after the other on the same hardware.
 
     registers: offset by name.  fixed: what registers must read as.  bus: how the memory answers.
+    window: outputs that can be read.
     """
 
     registers: Mapping[str, int]
     fixed: Mapping[str, int]
     runs: Sequence[Run] = field(default_factory=list)
     bus: Bus = field(default_factory=Bus)
+    window: int = 0
 
     def write(self, folder: Path) -> None:
         """Write the file that :meth:`read` reads."""
@@ -125,4 +129,4 @@ class Session:
         """Read what :meth:`write` wrote."""
         told = json.loads((folder / SESSION_FILE).read_text(encoding="utf-8"))
         runs = [Run(**run | {"bus": run["bus"] and Bus(**run["bus"])}) for run in told["runs"]]
-        return cls(told["registers"], told["fixed"], runs, Bus(**told["bus"]))
+        return cls(told["registers"], told["fixed"], runs, Bus(**told["bus"]), told["window"])

@@ -14,7 +14,7 @@ from cocotb.triggers import FallingEdge, First, RisingEdge, Timer
 
 from sim.axil import OKAY
 from sim.bench import JOB_VARIABLE, PROGRESS_FILE
-from sim.session import Outcome, Run, Session
+from sim.session import BASE, Outcome, Run, Session
 from sim.words import difference
 
 SESSION = Session.read(Path(os.environ[JOB_VARIABLE]))
@@ -39,6 +39,12 @@ class Host:
 
     def __init__(self, dut: Any) -> None:
         self.dut = dut
+
+    def memory(self, run: Run) -> None:
+        """Where a run's memory is, and how it answers."""
+        for name, value in asdict(run.bus or SESSION.bus).items():
+            getattr(self.dut, f"host_{name}").value = value
+        self.dut.host_base.value = (BASE + run.shift) % (1 << 64)
 
     async def reset(self) -> None:
         """Reset; the bench sees to it that nothing is offered meanwhile."""
@@ -78,12 +84,17 @@ class Host:
     async def start(self, run: Run) -> None:
         """Say where everything is, and begin."""
         for part in ("image", "program"):
-            address = getattr(run, f"{part}_address")
+            address = (getattr(run, f"{part}_address") + run.shift) % (1 << 64)
             await self.write(f"{part}_address_low", address & 0xFFFFFFFF)
             await self.write(f"{part}_address_high", address >> 32)
             await self.write(f"{part}_words", getattr(run, f"{part}_words"))
         await self.write("interrupt", 1)
         await self.write("control", 1)
+
+    def check(self) -> None:
+        """AssertionError for a broken rule of AXI."""
+        faults = int(self.dut.faults.value)
+        assert not faults, f"AXI: rules {faults:#010b} are broken"
 
     async def finish(self, limit: int) -> None:
         """Wait for the interrupt; AssertionError if it does not come, or for a broken rule of AXI."""
@@ -93,8 +104,7 @@ class Host:
             step = min(GLANCE, limit - waited)
             await First(interrupt, Timer(PERIOD * step, "step"))
             waited += step
-            faults = int(self.dut.faults.value)
-            assert not faults, f"AXI: rules {faults:#010b} are broken"
+            self.check()
             (folder() / PROGRESS_FILE).write_text(str(PROGRESS.done + waited))
 
 
@@ -113,8 +123,7 @@ async def runs(dut: Any, index: int) -> None:
     """Do a run from its registers to its outputs, leave what was read, and check it."""
     run, host = SESSION.runs[index], Host(dut)
     dut.host_run.value = index
-    for name, value in asdict(run.bus or SESSION.bus).items():
-        getattr(dut, f"host_{name}").value = value
+    host.memory(run)
     if index == 0 or run.reset:
         await host.reset()
     for name, value in SESSION.fixed.items():
@@ -159,4 +168,5 @@ async def read_outcome(host: Host, run: Run, seconds: float) -> Outcome:
     assert await host.read("status") == 0, "status must be 0 once done is cleared"
     await Timer(PERIOD, "step")
     assert not int(host.dut.host_irq.value), "the interrupt must end once done is cleared"
+    host.check()
     return Outcome(status >> 4, outputs, counters, seconds)

@@ -14,7 +14,7 @@ from qvit_hw.accelerator import emitted
 from qvit_hw.compile import TOP
 from qvit_hw.mutation.schemata import CONTROL, Schemata
 from qvit_hw.trial import Desk, trial
-from sim.accelerator import MODULE, build_bench, run_names
+from sim.accelerator import MODULE, REGISTERS, build_bench, register_names, run_names
 from sim.mutants import Fate, run_mutants
 from sim.tools import Tools
 
@@ -31,6 +31,8 @@ UNITS = {
     "core": f"{TOP}(_core)?",
 }
 """Modules by unit."""
+TOGETHER = f"{TOP}|{CORE}(_sequencer|_array|_drain|_(layernorm|softmax)(_queue)?)?"
+"""Addresses have 16 bits, of which a memory takes what it needs, and a step of one is a field of another."""
 SECONDS = 30
 """After which a mutant counts as hung; each of its runs has a limit in cycles, too."""
 
@@ -43,6 +45,7 @@ class Accelerated:
     units: Mapping[str, str] = field(default_factory=lambda: UNITS)
     name: str = "accelerator"
     top: str = TOP
+    together: str = TOGETHER
 
     def verilog(self) -> str:
         """Its text, without mutants."""
@@ -56,8 +59,8 @@ class Accelerated:
         simulation = build_bench(tools, made.verilog, desk.spec, folder)
         fates = run_mutants(
             simulation,
-            [MODULE],
-            run_names(desk.session),
+            [MODULE, REGISTERS],
+            [*run_names(desk.session), *register_names()],
             folder,
             [mutant.number for mutant in made.mutants],
             jobs=jobs,
@@ -66,10 +69,8 @@ class Accelerated:
             plusargs=desk.prepared(folder),
             progress=progress,
         )
-        module = f"{MODULE}."
         return {
-            number: Fate(fate.how, fate.test.removeprefix(module), fate.said)
-            for number, fate in fates.items()
+            number: Fate(fate.how, fate.test.rpartition(".")[2], fate.said) for number, fate in fates.items()
         }
 
 

@@ -49,6 +49,11 @@ class HeadUnit:
         """All of it is one unit."""
         return {self.name: ".*"}
 
+    @property
+    def together(self) -> str:
+        """All of it is."""
+        return ""
+
     def verilog(self) -> str:
         """Its text, without mutants."""
         return emit(ShiftAttend(self.spec, lanes=self.lanes), self.top)

@@ -84,8 +84,8 @@ class Schemata:
     verilog: str
     mutants: tuple[Mutant, ...]
     circuits: Mapping[str, str]
-    """By holder, BTOR2 of what its group has of it, for :mod:`qvit_hw.mutation.equivalence`. Where modules of
-    other groups were, there are ports: equal for whatever these answer is equal in the whole.
+    """By holder, BTOR2 of what is compared of it, for :mod:`qvit_hw.mutation.equivalence`. Where other
+    modules were, there are ports: equal for whatever these answer is equal in the whole.
     """
 
 
@@ -111,39 +111,44 @@ def netlist(path: Path, top: str) -> _Yosys:
 
 
 def schemata(
-    verilog: str, top: str, count: int, seed: int, *, groups: Sequence[str] = (".*",)
+    verilog: str, top: str, count: int, seed: int, *, groups: Sequence[str] = (".*",), together: str = ""
 ) -> Schemata:
     """Verilog of a top module, with ``count`` mutants of each group of modules.
 
-    groups: expressions that the names of their modules match.
+    groups: expressions that the names of their modules match.  together: of modules that are compared with
+    any group that has one of them, because what one does matters only to another.
     It is done in a process of its own: what Yosys picks depends on what it has done before.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_made, verilog, top, count, seed, tuple(groups)).result()
+        return pool.submit(_made, verilog, top, count, seed, tuple(groups), together).result()
 
 
-def _made(verilog: str, top: str, count: int, seed: int, groups: Sequence[str]) -> Schemata:
+def _made(verilog: str, top: str, count: int, seed: int, groups: Sequence[str], together: str) -> Schemata:
     """:func:`schemata`, here; the names of cells tell the file that was read, so that it has no folder."""
     with tempfile.TemporaryDirectory(prefix="qvit-") as name, contextlib.chdir(name):
         Path("unit.v").write_text(verilog, encoding="utf-8")
         yosys = netlist(Path("unit.v"), top)
         kinds = _kinds(yosys.design)
         chosen: list[Mutant] = []
+        circuits: dict[str, list[str]] = {}
         for group in groups:
-            chosen += _listed(yosys, kinds, group, count, seed, len(chosen))
+            inside = _modules(kinds, group)
+            if not inside:
+                raise ValueError(f"A group must have modules, not none as {group!r}")
+            around = _modules(kinds, together)
+            compared = sorted({*inside, *around}) if {*inside} & {*around} else inside
+            chosen += _listed(yosys, kinds, inside, compared, count, seed, len(chosen))
+            for mutant in chosen:
+                circuits.setdefault(mutant.holder, compared)
         width = len(chosen).bit_length()
         for mutant in chosen:
             yosys(f"{mutant.command} -ctrl {CONTROL} {width} {mutant.number}")
         yosys("write_verilog -noattr mutants.v")
         text = Path("mutants.v").read_text(encoding="utf-8")
         yosys("design -save whole")
-        circuits = {}
-        for group in groups:
-            inside = _modules(kinds, group)
-            outside = {module for module, _ in kinds} - set(inside)
-            for holder in {mutant.holder for mutant in chosen if mutant.module in inside}:
-                circuits[holder] = _circuit(yosys, holder, outside)
-    return Schemata(_register(text, top), tuple(chosen), circuits)
+        everything = {module for module, _ in kinds}
+        texts = {name: _circuit(yosys, name, everything - {*inside}) for name, inside in circuits.items()}
+    return Schemata(_register(text, top), tuple(chosen), texts)
 
 
 def _circuit(yosys: _Yosys, holder: str, outside: set[str]) -> str:
@@ -174,27 +179,30 @@ def _plain(name: str) -> str:
 
 
 def _listed(
-    yosys: _Yosys, kinds: dict[tuple[str, str], str], group: str, count: int, seed: int, before: int
+    yosys: _Yosys,
+    kinds: dict[tuple[str, str], str],
+    modules: Sequence[str],
+    compared: Sequence[str],
+    count: int,
+    seed: int,
+    before: int,
 ) -> list[Mutant]:
-    """``count`` mutants of the modules of a group, numbered behind those ``before``."""
-    modules = _modules(kinds, group)
-    if not modules:
-        raise ValueError(f"A group must have modules, not none as {group!r}")
+    """``count`` mutants of modules, which are compared in others, numbered behind those ``before``."""
     yosys("select -none", *(f"select -add {module}/*" for module in modules))
     yosys("select -del t:$meminit t:$meminit_v2", f"mutate -list {SPARE * count} -seed {seed} -o list.txt")
     yosys("select -clear")
     found: list[Mutant] = []
     for line in Path("list.txt").read_text(encoding="utf-8").splitlines():
-        mutant = _parsed(line, before + len(found) + 1, kinds, modules)
+        mutant = _parsed(line, before + len(found) + 1, kinds, compared)
         if len(found) < count and mutant is not None:
             found.append(mutant)
     return found
 
 
 def _parsed(
-    line: str, number: int, kinds: dict[tuple[str, str], str], modules: Sequence[str]
+    line: str, number: int, kinds: dict[tuple[str, str], str], compared: Sequence[str]
 ) -> Mutant | None:
-    """A line of Yosys's list for a group of modules; None if it mutates a clock."""
+    """A line of Yosys's list; None if it mutates a clock.  compared: modules that may hold it."""
     lexer = shlex.shlex(line, posix=True)
     lexer.whitespace_split, lexer.escape, lexer.quotes = True, "", ""
     words = list(lexer)
@@ -219,7 +227,7 @@ def _parsed(
         lines[-1] if lines else 0,
         command,
         # Amaranth names a module by its place: those above it begin its name.
-        min((name for name in modules if module.startswith(name)), key=len),
+        min((name for name in compared if module.startswith(name)), key=len),
     )
 
 

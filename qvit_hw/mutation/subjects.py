@@ -52,6 +52,10 @@ class Subject(Protocol):
     def units(self) -> Mapping[str, str]:
         """Units, and what the names of their modules match."""
 
+    @property
+    def together(self) -> str:
+        """Modules that are compared with any unit that has one of them."""
+
     def verilog(self) -> str:
         """Its text, without mutants."""
 
@@ -99,6 +103,11 @@ class RowUnit:
     def units(self) -> dict[str, str]:
         """All of it is one unit."""
         return {self.name: ".*"}
+
+    @property
+    def together(self) -> str:
+        """All of it is."""
+        return ""
 
     def _built(self) -> BuiltUnit:
         return build_unit(self.name, self.spec, self.lanes)
