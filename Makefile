@@ -61,13 +61,15 @@ lint: $(VENV)/.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The line about Icarus comes before pytest, so that the last line is pytest's own summary.
+# The line about Icarus comes before pytest, so that the last line is pytest's own summary. A thread a worker:
+# workers that have a thread a core each wait for each other, four times as long.
 test: lint
 	@command -v iverilog > /dev/null || \
 	  echo "Not run: the second opinion of Icarus Verilog (no iverilog on PATH; install the package iverilog)."
 	@command -v chromium > /dev/null || \
 	  echo "Not run: the pages in a browser (no chromium on PATH; install the package chromium)."
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 prove: $(VENV)/.stamp
 	$(BIN)/python -m qvit_hw.prove --out $(OUT)/proofs
