@@ -16,7 +16,16 @@ import rtl.row
 import rtl.softmax
 import rtl.stream
 from golden.bounds import Interval
-from qvit_hw.proofs import accumulators, packing, partial_sums, queues, row_store, streams, turns
+from qvit_hw.proofs import (
+    accumulators,
+    independence,
+    packing,
+    partial_sums,
+    queues,
+    row_store,
+    streams,
+    turns,
+)
 from qvit_hw.proofs.accumulators import ACCUMULATORS, holds, tight, witness
 from qvit_hw.proofs.subjects import SUBJECTS, Depths
 from rtl.row import Credits, OutputQueue, Queue, RowStore
@@ -117,7 +126,7 @@ def test_the_shortest_unit_keeps_every_claim():
     assert streams.whole_memories("gelu") is None
     assert streams.progress("gelu", 4, 8) is None
     assert streams.full_rate("gelu", 20) is None
-    assert streams.independent("gelu", QUICK) is None
+    assert independence.independent("gelu", QUICK) is None
 
 
 def test_shallow_queues_are_the_same_unit_at_other_depths():
@@ -178,8 +187,15 @@ def test_valid_that_waits_for_ready(monkeypatch):
 
 def test_sum_that_is_not_cleared_between_rows(monkeypatch):
     monkeypatch.setattr(rtl.softmax, "RowStore", Forgetful)
-    text = told(streams.independent("softmax", 26), r"row [23], beat \d: codes \[.*\], golden \[.*\]")
+    text = told(independence.independent("softmax", 26), r"row [23], beat \d: codes \[.*\], alone \[.*\]")
     assert "after a first row [score" in text
+
+
+def test_row_that_is_wrong_alone(monkeypatch):
+    subject = SUBJECTS["gelu"]()
+    codes = [[[*codes[:-1], codes[-1] ^ 1] for codes in each] for each in subject.codes]
+    monkeypatch.setitem(SUBJECTS, "gelu", lambda: replace(subject, codes=codes))
+    told(independence.independent("gelu", QUICK), r"row 1 of numbers, alone, with the first .*: codes .*, golden")
 
 
 def test_parameters_written_under_a_row(monkeypatch):
@@ -190,7 +206,7 @@ def test_parameters_written_under_a_row(monkeypatch):
         self.free = Const(1, 1)
 
     monkeypatch.setattr(rtl.stream.Turns, "__init__", hasty)
-    told(streams.independent("requant", 16), r"row 2, beat \d: codes \[.*\], golden \[.*\] .* with the first")
+    told(independence.independent("requant", 16), r"row 2, beat \d: codes .*, alone \[.*\] .* with the first")
 
 
 def test_bank_of_the_row_that_is_not_kept(monkeypatch):
@@ -201,7 +217,7 @@ def test_bank_of_the_row_that_is_not_kept(monkeypatch):
         self.bank = Mux(self.opening, self._current, self._current)
 
     monkeypatch.setattr(rtl.stream.Turns, "__init__", forgetful)
-    told(streams.independent("gelu", QUICK), "row 2, beat 2: codes .* with the first set")
+    told(independence.independent("gelu", QUICK), "row 2, beat 2: codes .* with the first set")
 
 
 # ------------------------------------------------------------------------------------- accumulators

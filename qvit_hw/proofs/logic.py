@@ -45,11 +45,12 @@ PREDICATES = {*UNSIGNED, *SIGNED, "eq", "neq"}
 
 @dataclass(frozen=True, eq=False)
 class Bits:
-    """``width`` bits: a number (``value``, unsigned) or a solver's ``term``."""
+    """``width`` bits: a number (``value``, unsigned) or a solver's ``term``, of ``halves`` if it is."""
 
     width: int
     value: int | None = None
     term: Any = None
+    halves: tuple[Bits, Bits] | None = None
 
     @property
     def signed_value(self) -> int:
@@ -128,6 +129,12 @@ class Logic:
             return self.const(x.value >> low, width)
         if width == x.width:
             return x
+        if x.halves is not None:
+            above, below = x.halves
+            if low >= below.width:
+                return self.slice(above, high - below.width, low - below.width)
+            if high < below.width:
+                return self.slice(below, high, low)
         return Bits(width, None, self.terms.mk_term(Kind.BV_EXTRACT, [x.term], [high, low]))
 
     def extend(self, x: Bits, more: int, *, signed: bool) -> Bits:
@@ -145,7 +152,7 @@ class Logic:
         if high.value is not None and low.value is not None:
             return self.const(high.value << low.width | low.value, width)
         made = self.terms.mk_term(Kind.BV_CONCAT, [self.term(high), self.term(low)])
-        return Bits(width, None, made)
+        return Bits(width, None, made, (high, low))
 
     def invert(self, x: Bits) -> Bits:
         """Every bit the other way."""

@@ -13,6 +13,7 @@ from functools import partial
 
 from amaranth.back import rtlil
 
+from qvit_hw.proofs.independence import independent
 from qvit_hw.proofs.logic import Bits
 from qvit_hw.proofs.property import Counterexample, Property
 from qvit_hw.proofs.runs import COUNT_BITS, Run, Trace
@@ -20,7 +21,6 @@ from qvit_hw.proofs.subjects import SHALLOW, SUBJECTS, Depths
 
 __all__ = [
     "full_rate",
-    "independent",
     "keeps_order",
     "progress",
     "properties",
@@ -217,129 +217,6 @@ def full_rate(name: str, cycles: int) -> Counterexample | None:
     return Counterexample(f"row {row}: input not ready in cycle {at}, with output ready in every cycle")
 
 
-# --------------------------------------------------------------------------------- rows and parameters
-
-
-def independent(name: str, cycles: int, depths: Depths | None = SHALLOW) -> Counterexample | None:
-    """After any first row, rows have golden's codes of them alone, with the parameters of their first beat.
-
-    The first row has any beats; the second is the subject's first one, the third its second one and so on in
-    turns. The last three words of the second set of parameters are written from the first cycle on, and then
-    a word of it again, which goes to the bank of the rows that came before and has to wait for them.
-    """
-    run = Run(SUBJECTS[name](), depths)
-    run.prepare()
-    logic, subject = run.logic, run.subject
-    table = [run.number(address | data << 14, 46) for address, data in subject.words[1]]
-    size, table = len(table), [*table, table[subject.late]]
-    for word in table[: size - 3]:
-        run.step(word=(run.number(1), word))
-    written = run.number(max(size - 3, 0), COUNT_BITS)
-    sets = [run.number(0)] * 4  # of each row
-    out_place, out_rows = run.number(0, COUNT_BITS), run.number(0, 2)
-    wrong = []
-    for _ in range(cycles):
-        committed = logic.apply("ugte", written, run.number(size, COUNT_BITS))
-        more = logic.apply("ult", written, run.number(len(table), COUNT_BITS))
-        opens = logic.apply("eq", run.place, run.number(0, COUNT_BITS))
-        rows = run.rows
-        cycle, outputs = run.advance(beat=_beat(run), word=(more, _of(run, table, written)))
-        opens = logic.apply("and", opens, cycle.taken)
-        for at in range(4):
-            here = logic.apply("and", opens, logic.apply("eq", rows, run.number(at, 2)))
-            sets[at] = logic.choose(here, committed, sets[at])
-        written = run.add(written, logic.apply("and", more, outputs["params__ready"]))
-
-        for row in (1, 2):
-            this_row = logic.apply("eq", out_rows, run.number(row, 2))
-            beats = 1 if subject.reduces else subject.beats(row - 1)
-            for place in range(beats):
-                this = logic.apply("eq", out_place, run.number(place, COUNT_BITS))
-                codes = [_codes_of(run, each, row - 1, place) for each in range(2)]
-                code = run.field(cycle.out, "code", out=True)
-                code = logic.slice(code, codes[0].width - 1, 0)
-                wanted = logic.choose(sets[row], codes[1], codes[0])
-                wrong.append(logic.every([cycle.given, this_row, this, logic.apply("neq", code, wanted)]))
-        ends = cycle.given
-        if not subject.reduces:
-            ends = logic.apply("and", ends, run.field(cycle.out, "last", out=True))
-        zero = run.number(0, COUNT_BITS)
-        out_place = logic.choose(cycle.given, logic.choose(ends, zero, run.add(out_place)), out_place)
-        full = logic.apply("eq", out_rows, run.number(3, 2))
-        out_rows = logic.choose(logic.apply("and", ends, logic.invert(full)), run.add(out_rows), out_rows)
-    if run.find([logic.apply("ugte", out_rows, run.number(2, 2))]) is None:
-        return Counterexample(f"two rows do not come out in {cycles} cycles, whatever the stalls")
-    trace = run.find([logic.some(wrong)], sets)
-    return None if trace is None else _carried_over(run, trace)
-
-
-def _of(run: Run, table: list[Bits], place: Bits) -> Bits:
-    """An entry of a list."""
-    result = table[0]
-    for at, entry in enumerate(table):
-        result = run.logic.choose(run.logic.apply("eq", place, run.number(at, COUNT_BITS)), entry, result)
-    return result
-
-
-def _beat(run: Run) -> Bits:
-    """A beat of the row that arrives: anything in the first row, the subject's rows after it."""
-    logic, beat = run.logic, run.any_beat()
-    for row in range(3):
-        number = row % len(run.subject.rows)
-        here = logic.apply("eq", run.rows, run.number(row + 1, 2))
-        for place in range(run.subject.beats(number)):
-            this = logic.apply("eq", run.place, run.number(place, COUNT_BITS))
-            known = run.number(_payload(run, number, place), run.width)
-            beat = logic.choose(logic.apply("and", here, this), known, beat)
-    return beat
-
-
-def _payload(run: Run, row: int, place: int) -> int:
-    """A beat of one of the subject's rows; lanes that are not kept have ones in them."""
-    payload, lanes = 0, run.subject.lanes
-    for name, elements in run.subject.rows[row].items():
-        low, width, _ = run.fields[name]
-        own = elements[place * lanes : (place + 1) * lanes]
-        for lane, element in enumerate([*own, *[-1] * (lanes - len(own))]):
-            payload |= (element & ((1 << width) - 1)) << (low + width * lane)
-        kept = len(own)
-    if "keep" in run.fields:
-        payload |= ((1 << kept) - 1) << run.fields["keep"][0]
-    last = place == run.subject.beats(row) - 1
-    return payload | last << run.fields["last"][0]
-
-
-def _codes_of(run: Run, chosen: int, row: int, place: int) -> Bits:
-    """Golden's codes of a beat's kept lanes, as they stand in the payload."""
-    _, width, _ = run.out["code"]
-    lanes, codes = run.subject.lanes, run.subject.codes[chosen][row]
-    own, value = codes[place * lanes : (place + 1) * lanes], 0
-    for lane, code in enumerate(own):
-        value |= (code & ((1 << width) - 1)) << (width * lane)
-    return run.number(value, width * len(own))
-
-
-def _carried_over(run: Run, trace: Trace) -> Counterexample:
-    """The first code that is not golden's."""
-    subject = run.subject
-    for beat in trace.delivered:
-        if beat.row not in (2, 3):
-            continue
-        chosen = trace.notes[beat.row - 1]
-        at = (beat.place - 1) * subject.lanes
-        golden = [code % (1 << run.out["code"][1]) for code in subject.codes[chosen][beat.row - 2]]
-        golden = golden[at : at + subject.lanes]
-        codes = trace.elements(beat.payload, "code", out=True)[: len(golden)]
-        if codes != golden:
-            which = ("first", "second")[chosen]
-            return Counterexample(
-                f"row {beat.row}, beat {beat.place}: codes {codes}, golden {golden} (unsigned) with the "
-                f"{which} set of parameters, after a first row {trace.row(1)}; {trace.stalls}",
-                {"codes": codes, "golden": golden},
-            )
-    raise AssertionError("the trace has golden's codes")
-
-
 # ------------------------------------------------------------------------------------------- list
 
 CYCLES = {"softmax": 30, "layernorm": 46, "gelu": 12, "requant": 18, "residual": 18, "attention": 26}
@@ -364,11 +241,12 @@ def _of_unit(name: str) -> list[Property]:
         else "The n-th beat delivered has keep and last of the n-th accepted, for any n: no beat is lost, "
         "duplicated or reordered, and a row has one last, at its end."
     )
-    second = "equal golden's of it alone, with the parameters current at its first beat."
     free = (
         f"{within} cycles after the last stall (golden's latency, and the cycles of stalls before) every "
         "complete row is out and the input is ready."
     )
+    alone = "After any first row a row has the codes that it has alone, with the parameters as it begins."
+    elements = ("rows of numbers", "one of two rows of any elements", "rows of any elements")
     claims: list[tuple[str, str, str, Callable[[], Counterexample | None]]] = [
         ("beats in order", order, stalls, partial(keeps_order, name, cycles)),
         (
@@ -403,8 +281,8 @@ def _of_unit(name: str) -> list[Property]:
         ),
         (
             "nothing carried over",
-            f"After any first row, whatever its beats, the codes of a row {second}",
-            f"{stalls}; rows of numbers behind a first one of anything, new parameters meanwhile",
+            alone,
+            f"{stalls}; {elements[len(subject.anything)]} behind the first, new parameters meanwhile",
             partial(independent, name, cycles),
         ),
     ]

@@ -61,7 +61,7 @@ class Subject:
     words: writes of each set of parameters.  rows: elements of each row, by field of the input's payload.
     codes: golden's codes of each row with each set, [set][row].  latency: golden's, of the longest row.
     before: beats of the stream ``v``, which come before any row.  late: of a set's words one that the rows
-    read as late as any.
+    read as late as any.  anything: which of the rows stand for all of their length; the solver takes so many.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Subject:
     latency: int
     before: Sequence[int] = ()
     late: int = 0
+    anything: Sequence[int] = (0, 1)
 
     @property
     def reduces(self) -> bool:
@@ -139,6 +140,7 @@ def _softmax() -> Subject:
     ]
     return Subject(
         name="softmax",
+        anything=(1,),
         scope="2 lanes, rows of 1 or 2 beats, 8-bit scores, 3-bit codes",
         make=lambda: Log2Softmax(spec, lanes=2),
         latency=softmax_pipeline(spec, 2).latency(4),
@@ -175,6 +177,7 @@ def _layernorm() -> Subject:
     rows = [[5, -3, 2], [-8, 7, 6]]
     return Subject(
         name="layernorm",
+        anything=(1,),
         late=12,
         scope="2 lanes, rows of 1 or 2 beats, 4-bit codes, affine 'shift'",
         make=lambda: PtfLayerNorm(spec, lanes=2),
@@ -228,12 +231,13 @@ def _requant() -> Subject:
 
 def _residual() -> Subject:
     spec = ResidualSpec(acc_bits=8, gain_bits=16, max_shift=1)
+    # Factors of a bit or two: the solver multiplies any elements by either set's.
     sets = [
         ResidualParams(
             in_zero_point=3,
             in_shift=np.array([0, 1]),
-            gain=30000,
-            multiplier=np.array([900, 40000]),
+            gain=1 << 15,
+            multiplier=np.array([1 << 10, 1 << 15]),
             shift=15,
             zero_point=-4,
             out_shift=np.array([1, 0]),
@@ -241,8 +245,8 @@ def _residual() -> Subject:
         ResidualParams(
             in_zero_point=-7,
             in_shift=np.array([1, 0]),
-            gain=50000,
-            multiplier=np.array([7, 65535]),
+            gain=1 << 14,
+            multiplier=np.array([3 << 14, 1 << 13]),
             shift=16,
             zero_point=11,
             out_shift=np.array([0, 1]),
@@ -282,6 +286,7 @@ def _attend() -> Subject:
     last = len(v) - 1
     return Subject(
         name="attention",
+        anything=(0,),
         late=2,
         scope="1 lane, rows of up to 4 codes of 3 bits, base sqrt 2, v of 4 bits",
         make=lambda: ShiftAttend(spec, lanes=1),

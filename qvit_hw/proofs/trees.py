@@ -25,12 +25,12 @@ __all__ = ["counted", "properties", "summed"]
 
 LANES = (2, 3, 8, 32)
 """An odd one, too: a lane without a partner waits."""
-_told = ", ".join(map(str, LANES))
+TOLD = ", ".join(map(str, LANES))
 
 
 def properties() -> list[Property]:
     """Every claim of this module."""
-    ones = claim("arith", f"ones of {_told} lanes", "popcount is the number of lanes that are kept", counted)
+    ones = claim("arith", f"ones of {TOLD} lanes", "popcount is the number of lanes that are kept", counted)
     return [*_sums(), ones]
 
 
@@ -41,7 +41,7 @@ def _sums() -> Iterator[Property]:
     for width, sign in sorted(shapes):
         yield claim(
             "arith",
-            f"adder trees of {_told} lanes, {'s' if sign else 'u'}{width}",
+            f"adder trees of {TOLD} lanes, {'s' if sign else 'u'}{width}",
             "the tree is golden's sum of the lanes, so many cycles later as golden says; no sum wraps",
             summed,
             signed(width) if sign else unsigned(width),
