@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from golden.accelerator import MEMORIES, AcceleratorSpec
-from golden.accelerator_cycles import timeline
+from golden.accelerator_cycles import FIFO_WORDS, timeline
 from golden.machine import Event, Machine
 from golden.program import INSTRUCTION_BYTES, Error, Instruction, Op, Sink, instruction_words
 from golden.vit import VitModel
@@ -117,17 +117,22 @@ class Desk:
         counted = counters(made.steps, self.spec, bus or self.bus)
         self._add(made.words, made.image, made.outputs, counters=counted, bus=bus)
 
-    def across(self, bit: int) -> None:
-        """A run that only loads words, whose program lies across a multiple of 2**bit."""
-        loaded = np.random.default_rng(bit).integers(0, 256, (48, self.spec.size), dtype=np.uint8)
-        count = {"sink": Sink.FEATURES, "count": len(loaded)}
-        head = Instruction(Op.HEAD, 0, {"fingerprint": self.spec.fingerprint})
-        steps = head, Instruction(Op.LOAD, 0, count), Instruction(Op.END)
-        head_words, load, end = (instruction_words(each, self.spec.size) for each in steps)
-        program = np.concatenate([head_words, load, loaded, end])
-        address = self.put(program) + program.size // 2
-        nothing = np.zeros((0, self.spec.size), np.uint8)
-        self._add(program, nothing, None, shift=((1 << bit) - address) // ALIGNMENT * ALIGNMENT)
+    def across(self, bit: int, part: str) -> None:
+        """A run that only loads words, whose image or program (``part``) lies across a multiple of 2**bit.
+
+        It says that the program is longer than it is, by a power of two: that much is never read.
+        """
+        rng = np.random.default_rng(bit)
+        image, loaded = (rng.integers(0, 256, (41 + bit, self.spec.size), dtype=np.uint8) for _ in range(2))
+        head = {"fingerprint": self.spec.fingerprint, "image_words": len(image)}
+        load = {"sink": Sink.FEATURES, "count": len(loaded)}
+        steps = Instruction(Op.HEAD, 0, head), Instruction(Op.LOAD, 0, load), Instruction(Op.END)
+        words = [instruction_words(each, self.spec.size) for each in steps]
+        program = np.concatenate([*words[:2], loaded, *words[2:]])
+        across = image if part == "image" else program
+        shift = ((1 << bit) - self.put(across) - across.size // 2) // ALIGNMENT * ALIGNMENT
+        more = {"program_words": len(program) // 2 + (1 << 8 + bit % 24), "shy": bool(bit & 1)}
+        self._add(program, image, None, shift=shift, bus=Bus(8, 40, bit), **more)
 
     def prepared(self, folder: Path) -> list[str]:
         """Write all that the testbench reads into a folder; return the simulator's plusargs."""
@@ -217,9 +222,16 @@ def trial() -> Desk:
         desk.run(program, image, abandon=cycles)
         desk.whole(model, program, other)
     desk.whole(first[0], first[1], first[3], Bus(50, 200, 2))
-    for bit in range(12, 64):
-        desk.across(bit)
+    far(desk)
     return desk
+
+
+def far(desk: Desk) -> None:
+    """Runs across every bit of an address; behind the last program lies what is asked for beyond it."""
+    for bit in range(12, 64):
+        for part in ("image", "program"):
+            desk.across(bit, part)
+    desk.put(np.zeros((2 * FIFO_WORDS, desk.spec.size), np.uint8))
 
 
 def refused(desk: Desk, model: VitModel, program: Program, image: Pixels) -> None:

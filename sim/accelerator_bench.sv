@@ -11,6 +11,7 @@
 //   host_latency   longest time from a request to its first word: 1 to so many cycles, at random
 //   host_gaps      of 256 cycles, so many at random in which no request or no word is taken
 //   host_seed      of the random numbers; 0: the latency is always host_latency
+//   host_shy       whether it is ready for a request only once there is one
 //
 // and how it asks for registers itself: cycles that the address, the value of a write and the readiness for the
 // answer come late (host_*_late), and whether a write comes twice, its value one more, before its answer is taken
@@ -65,7 +66,7 @@ module accelerator_bench;
   logic [1:0] host_response = 0;
   logic [63:0] host_base = 64'h0000_0012_3450_0000;
   int host_address_late = 0, host_value_late = 0, host_ready_late = 0, asked = 0;
-  logic host_again = 0;
+  logic host_again = 0, host_shy = 0;
   logic [1:0] address_left = 0, value_left = 0, answers_left = 0;
 
   always @(posedge clk) begin
@@ -158,7 +159,8 @@ module accelerator_bench;
       due[tail] = cycle + (host_seed == 0 ? host_latency : 1 + int'(random[30:8]) % host_latency);
       tail = tail + 1;
     end
-    m_axi_arready <= tail + 8'd1 != head && random[31:24] >= host_gaps[7:0];
+    m_axi_arready <= tail + 8'd1 != head && random[31:24] >= host_gaps[7:0]
+        && (!host_shy || m_axi_arvalid && !m_axi_arready);
     if (m_axi_rready) m_axi_rvalid <= 0;
     if ((!m_axi_rvalid || m_axi_rready) && head != tail && due[head] <= cycle
         && random[7:0] >= host_gaps[7:0]) begin
@@ -202,7 +204,8 @@ module accelerator_bench;
     end else begin
       if (held && !(m_axi_arvalid && request == {m_axi_araddr, m_axi_arlen})) faults[1] <= 1;
       if (m_axi_arvalid) begin
-        if (last_byte < m_axi_araddr[11:0]) faults[2] <= 1;  // crosses 4 KiB
+        // Crosses 4 KiB, or is longer than the hardware's own limit.
+        if (last_byte < m_axi_araddr[11:0] || m_axi_arlen > 15) faults[2] <= 1;
         if ((m_axi_araddr & 64'(SIZE - 1)) != 0) faults[3] <= 1;
         if (m_axi_arsize != 3'(WORD_BITS) || m_axi_arburst != 1) faults[4] <= 1;
         if (m_axi_arcache != 3 || m_axi_arprot != 0) faults[4] <= 1;

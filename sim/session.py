@@ -39,6 +39,7 @@ class Run:
     of waiting (then nothing is expected).
     counters: the least and the most of what registers must count.  bus: how the memory answers, if not as in
     the session's other runs.  shift: how far from BASE the memory is; every address of the run with it.
+    shy: the memory is ready for a request only once there is one.
     """
 
     image_address: int
@@ -54,6 +55,7 @@ class Run:
     counters: Mapping[str, Sequence[int]] = field(default_factory=dict)
     bus: Bus | None = None
     shift: int = 0
+    shy: bool = False
 
 
 @dataclass(frozen=True)

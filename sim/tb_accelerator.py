@@ -44,6 +44,7 @@ class Host:
         """Where a run's memory is, and how it answers."""
         for name, value in asdict(run.bus or SESSION.bus).items():
             getattr(self.dut, f"host_{name}").value = value
+        self.dut.host_shy.value = int(run.shy)
         self.dut.host_base.value = (BASE + run.shift) % (1 << 64)
 
     async def reset(self) -> None:

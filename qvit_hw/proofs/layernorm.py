@@ -215,8 +215,8 @@ def lane(spec: LayerNormSpec, port_bits: int, case: Case) -> list[Claim]:
     row = packed(case, [(fields[name], width) for name, width in widths.items()])
     moved = offset + (1 << (spec.output_shift - 1))  # the rounding half is added in when it is written
     registers = {
-        "row": (0, row),
-        "beat": (0, packed(case, [(x, bounds["x"].bits), (1, 1)])),
+        "row_1": (0, row),
+        "beat_1": (0, packed(case, [(x, bounds["x"].bits), (1, 1)])),
         "gain_0_1": (None, gain),
         "offset_0_1": (None, moved),
     }
