@@ -54,7 +54,7 @@ def ring_with(*, writes, reads):
 
 RINGS = {
     "a beat written is not the last": {"writes": lambda s: ~s.step, "reads": lambda s: 1},
-    "beats or rows are lost or counted twice": {"writes": lambda s: 1, "reads": lambda s: ~s.take},
+    "a beat that waits changes or moves": {"writes": lambda s: 1, "reads": lambda s: ~s.take},
 }
 
 
@@ -86,7 +86,17 @@ def swap_row(m, store):
         m.d.comb += m.submodules.queue.entry.row.eq(~store.row_in.as_value())
 
 
-def count_twice(m, store):
+def row_too_many(m, store):
+    with m.If(store.count):
+        m.d.comb += m.submodules.queue.write.eq(1)
+
+
+def lost_count(m, store):
+    with m.If(store.take & store.step):
+        m.d.comb += m.submodules.beats.give.eq(0)
+
+
+def wrong_end(m, store):
     with m.If(store.count & store.take):
         m.d.comb += m.submodules.queue.entry.end.eq(Cat(store.write))
 
@@ -98,7 +108,9 @@ def hide_valid(m, store):
 STORES = {
     swap_first: "the beat read has another row's descriptor, first or last",
     swap_row: "a row that becomes complete has another's descriptor or end",
-    count_twice: "beats or rows are lost or counted twice",
+    wrong_end: "a row that becomes complete has another's descriptor or end",
+    row_too_many: "a row that waits changes",
+    lost_count: "beats or rows are lost or counted twice",
     hide_valid: "a beat is announced that was not read, or none that was",
 }
 
