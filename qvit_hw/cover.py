@@ -4,7 +4,8 @@
     python -m qvit_hw.cover [--only softmax] [--jobs 2] [--out build/coverage]
 
 writes ``coverage.json`` and ``coverage.html``. The units run the scenarios that ``simulate`` runs and the
-tests of their registers, on Verilog compiled with Verilator's counters. Exit status: 1 if a bin is not
+tests of their registers, the accelerator the runs of :mod:`qvit_hw.trial`, on Verilog compiled with
+Verilator's counters. Exit status: 1 if a bin is not
 hit, fewer than ``BAR`` of a unit's lines are reached, or a gap has no reason among
 ``qvit_hw.covering.reasons``.
 """
@@ -21,8 +22,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from qvit_hw.covering.reasons import REASONS
-from qvit_hw.covering.subjects import SUBJECTS, Found, Subject
+from qvit_hw.covering.accelerator import ACCELERATORS
+from qvit_hw.covering.subjects import ROW_SUBJECTS, Found, Subject
 from qvit_hw.errors import UserError
 from qvit_hw.outputs import check_folder, made_folder, told, write_files
 from qvit_hw.processes import processes
@@ -33,6 +34,7 @@ from sim.tools import Tools
 
 __all__ = ["BAR", "run"]
 
+SUBJECTS: tuple[Subject, ...] = (*ACCELERATORS, *ROW_SUBJECTS)
 BAR = 0.97
 """Share of the lines that the tests of a unit must reach."""
 
@@ -46,9 +48,9 @@ def run(
 ) -> int:
     """Run the units' tests and count; write the page and its JSON; return the exit status."""
     workers = processes(jobs)
-    wanted = [each for each in subjects if not only or any(part in each.name for part in only)]
+    wanted = [each for each in subjects if _units(each, only)]
     if not wanted:
-        known = ", ".join(each.name for each in subjects)
+        known = ", ".join(unit for each in subjects for unit in each.units)
         raise UserError(f"No unit is called {' or '.join(only or ())!r}: there are {known}.")
     check_folder(out)
     tools = find_tools("verilator")
@@ -59,29 +61,34 @@ def run(
         Progress(*columns, console=Console(stderr=True)) as progress,
         ThreadPoolExecutor(workers) as pool,
     ):
-        bar = progress.add_task("units simulated", total=len(wanted))
+        bar = progress.add_task("designs simulated", total=len(wanted))
 
-        def measured(subject: Subject) -> Found:
+        def measured(subject: Subject) -> list[dict[str, Any]]:
             folder = Path(work) / subject.name
             folder.mkdir()
             found = subject.run(folder, tools)
             progress.advance(bar)
-            return found
+            return [_unit(name, subject.what, found[name]) for name in _units(subject, only)]
 
         try:
-            found = list(pool.map(measured, wanted))
+            units = [unit for found in pool.map(measured, wanted) for unit in found]
         except RunFailed as error:
             raise UserError(f"Simulation failed: {error}") from error
-        document = _document([_unit(*pair) for pair in zip(wanted, found, strict=True)], tools)
+        document = _document(units, tools)
         with told(out):
             text, page = json.dumps(document, indent=1) + "\n", _page(document)
             write_files({out / "coverage.json": text.encode(), out / "coverage.html": page.encode()})
     return 0 if document["passed"] else 1
 
 
-def _unit(subject: Subject, found: Found) -> dict[str, Any]:
+def _units(subject: Subject, only: Sequence[str] | None) -> list[str]:
+    """Units of a design that are asked for."""
+    return [unit for unit in subject.units if not only or any(part in unit for part in only)]
+
+
+def _unit(name: str, what: str, found: Found) -> dict[str, Any]:
     """A unit as coverage.json has it."""
-    counted, gaps = found.counted, found.counted.gaps(REASONS)
+    counted, gaps = found.counted, found.counted.gaps(found.reasons)
     excused = {gap.place for gap in gaps if gap.reason}
 
     def figures(kind: str, module: str | None = None) -> dict[str, Any]:
@@ -107,8 +114,8 @@ def _unit(subject: Subject, found: Found) -> dict[str, Any]:
     unexplained = sum(not gap.reason for gap in gaps)
     missed = sum(len(point.missed) for point in found.points)
     return {
-        "unit": subject.name,
-        "what": subject.what,
+        "unit": name,
+        "what": what,
         "bins": sum(len(point.bins) for point in found.points),
         "missed": missed,
         "points": points,

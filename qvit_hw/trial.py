@@ -36,7 +36,17 @@ from sim.session import ALIGNMENT, BASE, Bus, Memory, Outcome, Run, Session
 from sim.tools import find
 from sim.words import FILES, Wanted, Words
 
-__all__ = ["SMALL", "Desk", "compiled", "pictures", "refused", "trial", "two_networks", "wanted_words"]
+__all__ = [
+    "SMALL",
+    "Desk",
+    "compiled",
+    "pictures",
+    "refused",
+    "trial",
+    "two_networks",
+    "wanted_words",
+    "wide_trial",
+]
 
 Pixels = npt.NDArray[np.uint8]
 _DEPTHS: dict[str, Any] = dict.fromkeys(MEMORIES, 16)
@@ -110,9 +120,9 @@ class Desk:
         steps = [step.instruction for step in program.steps]
         self.run(program, image, expected, counters=counters(steps, self.spec, bus or self.bus), bus=bus)
 
-    def scattered(self, seed: int, bus: Bus | None = None) -> None:
+    def scattered(self, seed: int, bus: Bus | None = None, image_words: int = 6) -> None:
         """A run of a program that no network has, of which all is known."""
-        made = scattered(self.spec, seed)
+        made = scattered(self.spec, seed, image_words)
         self.wanted[len(self.runs)] = made.wanted
         counted = counters(made.steps, self.spec, bus or self.bus)
         self._add(made.words, made.image, made.outputs, counters=counted, bus=bus)
@@ -215,15 +225,46 @@ def trial() -> Desk:
     for seed in range(1, 4):
         desk.scattered(seed)
     refused(desk, model, program, image)
-    desk.scattered(4, Bus(60, 100, 4))
+    for seed, bus in enumerate((Bus(60, 100, 4), Bus(1, 60), Bus(1, 150), Bus(16, 150), Bus(100, 60)), 4):
+        desk.scattered(seed, bus, image_words=16)
     for bus in (Bus(latency=1), Bus(latency=200), Bus(200, 128, 1), Bus(7, 30, 3)):
         desk.whole(model, program, other, bus)
     for cycles in (1, 30, 300, 1000, 2000):
         desk.run(program, image, abandon=cycles)
         desk.whole(model, program, other)
+    interrupted(desk, program, image)
     desk.whole(first[0], first[1], first[3], Bus(50, 200, 2))
     far(desk)
     return desk
+
+
+def wide_trial() -> Desk:
+    """Likewise of an accelerator to base sqrt 2, with a stream of 16 bits and GELU of 10."""
+    model = tiny_network(wide=True, heads=(2, 4), prefix=1)
+    (program,) = compiled([model])
+    desk = Desk(program.spec)
+    image, other = pictures(program)
+    desk.whole(model, program, image)
+    for seed in range(1, 4):
+        desk.scattered(seed)
+    for seed, bus in enumerate((Bus(60, 100, 4), Bus(1, 60), Bus(1, 150), Bus(16, 150), Bus(100, 60)), 4):
+        desk.scattered(seed, bus, image_words=16)
+    refused(desk, model, program, image)
+    for bus in (Bus(latency=1), Bus(latency=200), Bus(7, 30, 3)):
+        desk.whole(model, program, other, bus)
+    interrupted(desk, program, image)
+    desk.run(program, image, abandon=300)
+    desk.whole(model, program, other)
+    desk.run(program, image, abandon=3000)
+    far(desk)
+    return desk
+
+
+def interrupted(desk: Desk, program: Program, image: Pixels) -> None:
+    """Runs that are no whole ones, behind a reset and behind an error."""
+    ended: list[dict[str, Any]] = [{"program_words": n, "error": Error.ENDED} for n in (15, 16)]
+    for more in (*ended, {"abandon": 50}, {"abandon": 20}, *ended):
+        desk.run(program, image, **more)
 
 
 def far(desk: Desk) -> None:

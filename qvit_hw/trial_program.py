@@ -62,6 +62,7 @@ class _Writer:
 
     def __init__(self, spec: AcceleratorSpec, seed: int, image_words: int) -> None:
         self.spec, self.rng, self.size = spec, np.random.default_rng(seed), spec.size
+        self._seed = seed
         self.steps: list[Instruction] = []
         self.words: list[Pixels] = []
         self._flight = Flight()
@@ -71,6 +72,8 @@ class _Writer:
         """An instruction; it waits for as little as will do, now and then for more."""
         waits = sorted([0, *self.rng.permutation(7) + 1], key=lambda wait: int(wait).bit_count())
         more = int(self.rng.integers(8)) if self.rng.random() < 0.4 else 0
+        if op in (Op.HEAD, Op.END):  # nothing is at work before, or all is waited for: any will do
+            more = self._seed % 8
         for wait in waits:
             instruction, flight = Instruction(op, int(wait) | more, operands), deepcopy(self._flight)
             try:
@@ -132,6 +135,9 @@ class _Writer:
             params = operator("layernorm", asdict(spec)).random_params(self.rng, count)
             if self.rng.random() < 1 / 2:  # no row is nearly constant beside it
                 params = replace(params, eps=spec.min_eps(params.point))
+            legal = spec.bounds["offset"]  # its ends bring every channel to an end of the codes
+            ends = self.rng.choice([legal.low, legal.high], count)
+            params = replace(params, offset=np.where(self.rng.random(count) < 0.2, ends, params.offset))
             self.write(Unit.LAYERNORM, params.words(spec))
         elif changed:
             frac = self.spec.softmax.frac_bits
@@ -160,11 +166,16 @@ class _Writer:
         blocks: int,
         resume: bool = False,
         dense: bool = False,
+        plain: bool = False,
     ) -> None:
-        """A product with parameters at random that the sink can hold; dense: no word between its blocks."""
+        """A product with parameters at random that the sink can hold.
+
+        dense: no word between its blocks.  plain: the operand as it is.
+        """
         spec, size = self.spec, self.size
         bits = {Sink.SCORES: spec.softmax.score_bits, Sink.STREAM: spec.stream_bits, Sink.SUMS: 24}
-        clamp = bits.get(sink, 8)
+        gelu = not plain and self.rng.random() < 0.3
+        clamp = spec.gelu_bits if gelu else bits.get(sink, 8)
         tokens, stride = min(tokens, spec.max_tokens), self.pick(tokens, tokens + 3)
         given: dict[str, Any] = {"stride": stride, "sink_stride": tokens + (0 if dense else self.pick(0, 3))}
         name = source.name.lower()
@@ -177,8 +188,8 @@ class _Writer:
         given["sink_base"] = 0 if sink is Sink.SUMS else self.base(sink.name.lower(), written)
         half = 1 << spec.stream_bits - 1
         given |= {
-            "clamp": 32 if sink is Sink.OUTPUTS else self.pick(2, clamp),
-            "gelu": int(self.rng.random() < 0.3),
+            "clamp": 32 if sink is Sink.OUTPUTS else clamp if dense else self.pick(2, clamp),
+            "gelu": int(gelu),
             # To base 2 every code counts.
             "even": self.pick(0, 1) | (spec.attend.per_octave == 1),
             "odd": self.pick(0, 1) | (spec.attend.per_octave == 1),
@@ -186,17 +197,27 @@ class _Writer:
             "zero_in": self.pick(-half, half - 1),
             "zero_out": self.pick(-(1 << 15), (1 << 15) - 1) if self.rng.random() < 0.3 else self.pick(-9, 9),
         }
-        payload = []
+        payload, mild = list[Pixels](), dense or self.rng.random() < 1 / 2
         for _ in range(blocks):
-            reach = 1 << (28 if self.rng.random() < 0.2 else 20)
-            columns = [(self.pick(-reach, reach), self.pick(0, (1 << 24) - 1)) for _ in range(size)]
-            bias, multiplier = zip(*columns, strict=True)
-            shift = [self.pick(0, 62) if self.rng.random() < 0.3 else self.pick(24, 44) for _ in range(size)]
-            payload.append(parameter_words(bias, multiplier, shift, [self.pick(0, 7) for _ in range(size)]))
+            columns = [self.column(given["clamp"] if mild else 0) for _ in range(size)]
+            columns = [(0, 1, 0, 0)] * size if plain else columns
+            payload.append(parameter_words(*zip(*columns, strict=True)))
             if tile is Tile.STREAM:
-                payload.append(self.codes(depth * size, size))
+                payload.append(np.eye(size, dtype=np.uint8) if plain else self.codes(depth * size, size))
         shape = {"tokens": tokens, "depth": depth, "blocks": blocks, "resume": int(resume)}
         self.add(Op.MULTIPLY, payload, source=source, tile=tile, sink=sink, **shape, **given)
+
+    def column(self, clamp: int) -> tuple[int, int, int, int]:
+        """A lane's bias, multiplier and shifts.
+
+        clamp: a width of codes that sums of a few bytes fill by them; 0 for parameters that may do anything.
+        """
+        align = self.pick(0, 7)
+        if clamp:
+            return self.pick(-4096, 4096), self.pick(1 << 22, 1 << 23), 38 - clamp + self.pick(0, 2), align
+        reach = 1 << (28 if self.rng.random() < 0.2 else 20)
+        shift = self.pick(0, 62) if self.rng.random() < 0.3 else self.pick(24, 44)
+        return self.pick(-reach, reach), self.pick(0, (1 << 24) - 1), shift, align
 
     def any_product(self) -> None:
         """A product of any operand with any tile for any sink."""
@@ -224,6 +245,7 @@ def scattered(spec: AcceleratorSpec, seed: int = 1, image_words: int = 6) -> Sca
     for op in (Op.SOFTMAX, Op.LAYERNORM):
         for changed in (True, False, False):
             write.rows(op, 3, 2, 1, changed=changed)
+    _far(write)
     write.table()
     for count in (0, 1, 0):
         write.load(Sink.STREAM, count, 5)
@@ -249,12 +271,28 @@ def _filled(write: _Writer) -> None:
     for sink in (Sink.QUERIES, Sink.KEYS, Sink.VALUES, Sink.SCORES, Sink.OUTPUTS):
         depth = getattr(spec, sink.name.lower())
         tokens = min(depth, most)
-        write.product(
-            Source.FEATURES, Tile.STREAM, sink, tokens=tokens, depth=1, blocks=depth // tokens, dense=True
-        )
+        shape = {"tokens": tokens, "depth": 1, "blocks": depth // tokens}
+        # Scores that are plain bytes lead to every code.
+        write.product(Source.FEATURES, Tile.STREAM, sink, **shape, dense=True, plain=sink is Sink.SCORES)
     beats = min(most, spec.softmax.max_tokens) // spec.size
     tokens = spec.codes // beats
     write.rows(Op.SOFTMAX, tokens, beats, spec.size, source=tokens, sink=tokens)
+
+
+def _far(write: _Writer) -> None:
+    """As many tokens, words of a row and tiles as the memories have room for, and strides as long."""
+    spec = write.spec
+    for op, source, sink in ((Op.SOFTMAX, "scores", "codes"), (Op.LAYERNORM, "stream", "features")):
+        unit = spec.softmax.max_tokens if op is Op.SOFTMAX else spec.layernorm.max_channels
+        ends = {"source": source, "sink": sink}
+        room = {end: getattr(spec, name) - ANYTHING for end, name in ends.items()}
+        for fifths in (1, 2, 3):  # among them each bit is high
+            write.rows(op, min(room.values()) * fifths // 5, 1, spec.size)
+        write.rows(op, 1, 2, spec.size, **{end: words - 1 for end, words in room.items()})
+        for thirds in (2, 3):
+            write.rows(op, 1, unit // spec.size * thirds // 3, spec.size, source=1, sink=1)
+    for depth, blocks in ((spec.features // 8, 1), (1, spec.queries // 8)):
+        write.product(Source.FEATURES, Tile.STREAM, Sink.QUERIES, tokens=1, depth=depth, blocks=blocks)
 
 
 def _wanted(steps: Sequence[Instruction], spec: AcceleratorSpec, events: Iterable[Event]) -> Wanted:

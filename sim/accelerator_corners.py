@@ -181,10 +181,8 @@ def bins_of(spec: AcceleratorSpec) -> dict[str, tuple[dict[str, list[str]], dict
     }
 
 
-def measure_session(
-    spec: AcceleratorSpec, session: Session, memory: Path, suffix: str = ""
-) -> dict[str, list[Point]]:
-    """Hits of every bin of every unit; memory: the file with its bytes.  suffix: behind the units' names."""
+def measure_session(spec: AcceleratorSpec, session: Session, memory: Path) -> dict[str, list[Point]]:
+    """Hits of every bin of every unit; memory: the file with its bytes."""
     contents, samples = _Contents(memory, spec), dict[str, list[Features]]()
     for unit in bins_of(spec):
         samples[unit] = []
@@ -197,7 +195,7 @@ def measure_session(
             for unit, features in _of_program(contents.done(run), spec):
                 samples[unit].append(features)
     return {
-        unit: count(f"{unit}{suffix}", groups, crossed, samples[unit])
+        unit: count(unit, groups, crossed, samples[unit])
         for unit, (groups, crossed) in bins_of(spec).items()
     }
 

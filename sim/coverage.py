@@ -86,23 +86,27 @@ def count(
     def sample(features: Mapping[str, Any]) -> None:
         """What the coverpoints watch."""
 
-    watched: Any = sample
-    for name, bins in groups.items():
-        watched = CoverPoint(
+    points = [
+        CoverPoint(
             f"{top}.{name}",
             xf=lambda features, name=name: features.get(name, set()),
             bins=list(bins),
             rel=lambda seen, wanted: wanted in seen,
             inj=False,
-        )(watched)
-    for name, values in crossed.items():
-        watched = CoverPoint(
-            f"{top}.{name}", xf=lambda features, name=name: features.get(name), bins=list(values)
-        )(watched)
+        )
+        for name, bins in groups.items()
+    ]
+    points += [
+        CoverPoint(f"{top}.{name}", xf=lambda features, name=name: features.get(name), bins=list(values))
+        for name, values in crossed.items()
+    ]
     names = [f"{top}.{name}" for name in (*groups, *crossed)]
-    if crossed:
+    watched: Any = sample
+    if crossed:  # what is innermost sees what the points have hit
         names.append(f"{top}.{' x '.join(crossed)}")
         watched = CoverCross(names[-1], items=[f"{top}.{name}" for name in crossed])(watched)
+    for point in points:
+        watched = point(watched)
     for features in samples:
         watched(features)
     return [_point(name.partition(".")[2], name) for name in names]

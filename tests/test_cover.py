@@ -9,14 +9,20 @@ from sim_units import make_unit
 
 from golden.softmax import SoftmaxSpec
 from qvit_hw import cover
+from qvit_hw.covering import accelerator
 from qvit_hw.covering.counts import Counted, Gap, Place, parse
 from qvit_hw.covering.subjects import Found, RowUnit
 from qvit_hw.errors import UserError
+from qvit_hw.mutation.accelerator import UNITS
 from qvit_hw.mutation.attention import HEAD_UNITS
+from qvit_hw.trial import Desk, trial, wide_trial
+from sim.accelerator import TOP
+from sim.accelerator_corners import measure_session
 from sim.corners import BINS, FEATURES
-from sim.coverage import Point, measure, rows_of
+from sim.coverage import Point, count, measure, rows_of
 from sim.head_corners import measure_heads
 from sim.heads import PORTS
+from sim.runner import RunFailed
 from sim.scenarios import operator, scenarios
 
 TINY = SoftmaxSpec(max_tokens=16)
@@ -46,6 +52,14 @@ def test_a_bin_that_no_row_hits_is_told(unit):
     assert "just above code 3" in missed["threshold"] or "all minimum" in missed["row"]
 
 
+def test_every_sample_counts_and_nothing_else():
+    samples = [{"a": {"x", "y"}, "b": 1, "c": False}, {"a": set()}, {"a": {"x"}, "b": 2, "c": True}]
+    points = count("u", {"a": "xyz"}, {"b": [1, 2], "c": [False, True]}, samples)
+    found = {point.name: point.bins for point in points}
+    assert found["a"] == {"x": 2, "y": 1, "z": 0}
+    assert found["b x c"] == {"1, no": 1, "1, yes": 0, "2, no": 0, "2, yes": 1}
+
+
 def test_rows_are_sampled_with_the_parameters_they_were_computed_with(unit):
     op = operator("softmax", unit.spec)
     for case in scenarios(unit):
@@ -67,6 +81,50 @@ def test_the_heads_hit_every_bin_and_fewer_do_not(unit):
     assert missed["acc"]
     assert ("tie of the root" in missed) == (unit.spec.per_octave == 2)
     assert "yes, yes, two, yes" in points[-1].missed
+
+
+@pytest.mark.parametrize("desk", [trial, wide_trial])
+def test_the_runs_of_the_accelerator_hit_every_bin_and_networks_alone_do_not(desk, tmp_path):
+    desk = desk()
+    desk.prepared(tmp_path)
+    points = measure_session(desk.spec, desk.session, tmp_path / "memory.bin")
+    assert set(points) == set(UNITS)
+    missed = {(unit, p.name): p.missed for unit, found in points.items() for p in found}
+    assert {name: bins for name, bins in missed.items() if bins} == {}
+    poor = Desk(desk.spec)
+    poor.memory, poor.runs = desk.memory, desk.runs[:1]
+    points = measure_session(desk.spec, poor.session, tmp_path / "memory.bin")
+    missed = {(unit, p.name): p.missed for unit, found in points.items() for p in found}
+    assert all(any(bins for (unit, _), bins in missed.items() if unit == each) for each in UNITS)
+    assert "abandoned" in missed["control", "ends"]
+    assert "BUS" in missed["control", "ends"]
+
+
+@pytest.mark.parametrize("fault", [None, "output 0 must be 1, not 2"])
+def test_the_accelerator_s_counts_are_told_by_unit(fault, tmp_path, monkeypatch):
+    """What the simulator leaves is given; to build one with all counters takes too long for a test."""
+    modules = ("qvit_accelerator_bus", "qvit_accelerator_bus_queue", "qvit_accelerator_core_softmax_unit")
+    written = [record("branch", module, 2, "if", f"bench.{module}", at) for at, module in enumerate(modules)]
+
+    def ran(simulation, module, names, folder, **more):
+        (folder / "coverage.dat").write_text("".join(written), encoding="latin-1")
+        return dict.fromkeys(names, fault)
+
+    def built(tools, verilog, spec, folder, counters):
+        (folder / f"{TOP}.v").write_text("module bench;\n  a <= b;\n", encoding="utf-8")
+
+    monkeypatch.setattr(accelerator, "build_bench", built)
+    monkeypatch.setattr(accelerator, "run_tests", ran)
+    subject = accelerator.Accelerated()
+    if fault is not None:
+        with pytest.raises(RunFailed, match=f"^accelerator fails: .*{fault}"):
+            subject.run(tmp_path, None)
+        return
+    found = subject.run(tmp_path, None)
+    assert tuple(found) == subject.units
+    assert {unit: each.counted.share("line") for unit, each in found.items() if each.counted.hits} == {
+        "dma": (1, 2)
+    }
 
 
 @pytest.mark.parametrize("name", BINS)
@@ -114,14 +172,15 @@ def test_counts_are_read_added_up_and_explained(tmp_path):
 
 
 class Told:
-    """A subject that says what it found."""
+    """A subject that says what it found of its two units."""
 
-    name = what = "told"
+    name, what, units = "both", "told", ("good", "told")
 
     def __init__(self, missed=0, hits=1, text="c <= d;"):
         places = {Place("told", "line", line, "a <= b;"): 1 for line in range(200)}
-        self.found = Found([Point("p", {"one": 1, "two": 1 - missed})], Counted(places))
-        self.found.counted.hits[Place("told", "line", 500, text)] = hits
+        found = Found([Point("p", {"one": 1, "two": 1 - missed})], Counted(places | {}))
+        found.counted.hits[Place("told", "line", 500, text)] = hits
+        self.found = {"good": Found([Point("p", {"one": 1})], Counted(places)), "told": found}
 
     def run(self, folder, tools):
         return self.found
@@ -138,8 +197,11 @@ class Told:
 )
 def test_a_missed_bin_and_a_gap_without_reason_make_status_1(subject, status, tmp_path):
     assert cover.run(out=tmp_path, subjects=[subject]) == status
-    (unit,) = json.loads((tmp_path / "coverage.json").read_text())["units"]
+    good, unit = json.loads((tmp_path / "coverage.json").read_text())["units"]
+    assert (good["unit"], good["passed"]) == ("good", True)
     assert unit["passed"] == (status == 0)
+    assert cover.run(out=tmp_path, subjects=[subject], only=["good"]) == 0
+    assert len(json.loads((tmp_path / "coverage.json").read_text())["units"]) == 1
 
 
 def test_a_testbench_that_leaves_a_bin_makes_status_1(tmp_path):

@@ -52,6 +52,10 @@ class Counted:
         """Modules that have anything to reach."""
         return list(dict.fromkeys(place.module for place in self.hits))
 
+    def of(self, modules: str) -> Counted:
+        """Those of modules whose names match an expression."""
+        return Counted({at: n for at, n in self.hits.items() if re.fullmatch(modules, at.module)})
+
     def share(self, kind: str, module: str | None = None) -> tuple[int, int]:
         """Places of a kind that were reached, and all of them; of a module, or of all."""
         counts = [

@@ -40,3 +40,48 @@ REASONS: tuple[tuple[str, str, str], ...] = (
     ),
 )
 """The first that fits counts."""
+
+ACCELERATOR_REASONS: tuple[tuple[str, str, str], ...] = (
+    REASONS[0],
+    ("line", r"_core_sequencer default: ;", "the states have numbers up to 8, in a register of 4 bits"),
+    ("line", r"_queue end else if \(r_en\)", "the row unit takes every word: nothing refuses what it gives"),
+    (
+        "toggle",
+        r" (rows|block|working|\w+__payload(\$\d+)?)\[",
+        "bits of a whole record: each is there under the name of its field, too",
+    ),
+    (
+        "toggle",
+        r"(address|base|row|origin|stride|token|tokens)\S*\[(9|1\d)\]",
+        "of 16 bits that an instruction can say: no memory here has more than 512 words",
+    ),
+    ("toggle", r" (block|depth)_index\[", "counts as its lower bits do: more would take a longer program"),
+    ("toggle", r"(beat|depth)\[([4-9]|1\d)\]", "words of a row: the units' longest has 16"),
+    ("toggle", r" left\[", "words of a memory or of a run of parameters: no memory here has so many"),
+    ("toggle", r"last_lanes\[", "elements of a word, which has 4"),
+    (
+        "toggle",
+        r"(params|table)__payload\S*address",
+        "a table's places: 64 channels and 256 codes at most",
+    ),
+    ("toggle", r" record\[", "of 32 bits of a parameter's address 14 count, for 64 channels at most"),
+    ("toggle", r" (failure|error)\S*\[3\]", "the largest error code is 6"),
+    ("toggle", r" (image_address|program_address|m_axi_araddr|offset)\S*\[[0-5]\]", "multiples of 64 bytes"),
+    ("toggle", r"_bus rest\[", "bursts end at multiples of 64 bytes, where every region begins"),
+    ("toggle", r" m_axi_arlen\S*\[[4-7]\]", "a burst has 16 words at most"),
+    ("toggle", r" m_axi_ar(burst|cache|prot|size)", "constant"),
+    ("toggle", r" outputs__address\S*\[1[2-5]\]", "beyond the addresses that the registers have"),
+    (
+        "toggle",
+        r"(gelu_params|softmax_params|params|table)__ready",
+        "a parameter of GELU or softmax is always taken at once",
+    ),
+    ("toggle", r"_core_sequencer half", "two words for one of the memory: only where the stream is wider"),
+    ("toggle", r"_core_sequencer place", "a word of 4 bytes holds no more than one record"),
+    ("toggle", r"_core_softmax i__payload\.mask", "the network masks nothing"),
+    ("toggle", r"_core_(layernorm|softmax) (i__ready|o__ready|r_en|w_rdy)", "the row unit is never refused"),
+    ("toggle", r"_queue (r_en|w_rdy)", "likewise: its queue never fills"),
+    ("toggle", r"_(layernorm|softmax)(_queue)? \w*level\[", "likewise: a word or two are there at a time"),
+    ("toggle", r"_core_layernorm o__payload\.keep\[0\]", "lane 0 of a beat is always kept"),
+)
+"""Likewise, of the accelerator's own modules."""

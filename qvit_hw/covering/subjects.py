@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from golden.requant import RequantSpec
 from golden.residual import ResidualSpec
 from golden.softmax import SoftmaxSpec
 from qvit_hw.covering.counts import Counted, parse
+from qvit_hw.covering.reasons import REASONS
 from qvit_hw.generate import build_unit
 from qvit_hw.mutation.attention import HEAD_UNITS, MODULE, HeadUnit
 from qvit_hw.mutation.subjects import REGISTER_TESTS, register_case
@@ -27,7 +28,7 @@ from sim.runner import ROW_UNIT, RunFailed, build, run_tests
 from sim.scenarios import operator, scenarios
 from sim.tools import Tools
 
-__all__ = ["SUBJECTS", "Found", "Heads", "RowUnit", "Subject"]
+__all__ = ["COUNTERS", "ROW_SUBJECTS", "Found", "Heads", "RowUnit", "Subject", "passed"]
 
 COUNTERS = ("--coverage-line", "--coverage-toggle")
 """Arguments of Verilator."""
@@ -35,25 +36,30 @@ COUNTERS = ("--coverage-line", "--coverage-toggle")
 
 @dataclass(frozen=True)
 class Found:
-    """Coverpoints of a unit, and how often each place of its Verilog was reached."""
+    """Coverpoints of a unit, how often each place of its Verilog was reached, why some places never are."""
 
     points: list[Point]
     counted: Counted
+    reasons: Sequence[tuple[str, str, str]] = REASONS
 
 
 class Subject(Protocol):
-    """A design whose tests are measured."""
+    """A design whose tests are measured, and the units that it consists of."""
 
     @property
     def name(self) -> str:
         """What it is called."""
 
     @property
+    def units(self) -> Sequence[str]:
+        """Its units."""
+
+    @property
     def what(self) -> str:
         """Its configuration."""
 
-    def run(self, folder: Path, tools: Tools) -> Found:
-        """Run its tests in a folder and count."""
+    def run(self, folder: Path, tools: Tools) -> Mapping[str, Found]:
+        """Run its tests in a folder and count, unit by unit."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,16 @@ class RowUnit:
     only: tuple[str, ...] = ()
 
     @property
+    def units(self) -> tuple[str, ...]:
+        """It is one."""
+        return (self.name,)
+
+    @property
     def what(self) -> str:
         """Its configuration."""
         return f"{self.spec!r}, {self.lanes} lanes"
 
-    def run(self, folder: Path, tools: Tools) -> Found:
+    def run(self, folder: Path, tools: Tools) -> Mapping[str, Found]:
         """The scenarios of ``simulate`` and the tests of the registers; RunFailed if one fails."""
         built = build_unit(self.name, self.spec, self.lanes)
         (folder / built.entry["file"]).write_text(built.verilog, encoding="utf-8")
@@ -84,9 +95,9 @@ class RowUnit:
         names = [f"{module}.rows/case={index}" for index in range(len(cases) + 1)]
         names += [f"sim.tb_axi.{name}" for name in REGISTER_TESTS]
         modules = f"{module},sim.tb_axi"
-        _passed(self.name, run_tests(simulation, modules, names, folder, env={JOB_VARIABLE: str(folder)}))
+        passed(self.name, run_tests(simulation, modules, names, folder, env={JOB_VARIABLE: str(folder)}))
         points = measure(self.name, operator(unit.op, unit.spec), unit.lanes, cases)
-        return Found(points, parse(folder / "coverage.dat", built.verilog))
+        return {self.name: Found(points, parse(folder / "coverage.dat", built.verilog))}
 
 
 @dataclass(frozen=True)
@@ -101,28 +112,33 @@ class Heads:
         return self.unit.name
 
     @property
+    def units(self) -> tuple[str, ...]:
+        """It is one."""
+        return (self.name,)
+
+    @property
     def what(self) -> str:
         """Its configuration."""
         return self.unit.what
 
-    def run(self, folder: Path, tools: Tools) -> Found:
+    def run(self, folder: Path, tools: Tools) -> Mapping[str, Found]:
         """All cases; RunFailed if one fails."""
         text, cases = self.unit.verilog(), self.unit.cases()
         simulation, tests = self.unit.built(text, folder, tools, cases, COUNTERS)
-        _passed(self.name, run_tests(simulation, MODULE, tests, folder, env={JOB_VARIABLE: str(folder)}))
+        passed(self.name, run_tests(simulation, MODULE, tests, folder, env={JOB_VARIABLE: str(folder)}))
         waits = [json.loads((folder / f"refused{at}.json").read_text()) for at in range(len(cases))]
         points = measure_heads(self.name, self.unit.spec, cases, waits)
-        return Found(points, parse(folder / "coverage.dat", text))
+        return {self.name: Found(points, parse(folder / "coverage.dat", text))}
 
 
-def _passed(name: str, faults: Mapping[str, str | None]) -> None:
+def passed(name: str, faults: Mapping[str, str | None]) -> None:
     """RunFailed unless all tests have passed."""
     wrong = {test: fault for test, fault in faults.items() if fault is not None}
     if wrong:
         raise RunFailed(f"{name} fails: {wrong}")
 
 
-SUBJECTS: tuple[Subject, ...] = (
+ROW_SUBJECTS: tuple[Subject, ...] = (
     RowUnit("softmax", SoftmaxSpec(max_tokens=64)),
     RowUnit("layernorm", LayerNormSpec(max_channels=64)),
     RowUnit("gelu", GeluSpec(in_bits=6)),
@@ -130,4 +146,4 @@ SUBJECTS: tuple[Subject, ...] = (
     RowUnit("residual", ResidualSpec()),
     *(Heads(unit) for unit in HEAD_UNITS),
 )
-"""What ``cover`` measures."""
+"""Units on their own."""
