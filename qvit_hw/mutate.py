@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from qvit_hw.errors import UserError
 from qvit_hw.mutation.accelerator import ACCELERATOR
+from qvit_hw.mutation.attention import HEAD_UNITS
 from qvit_hw.mutation.equivalence import Judge, Verdict
 from qvit_hw.mutation.schemata import Mutant, Schemata, schemata
 from qvit_hw.mutation.subjects import ROW_UNITS, Subject
@@ -43,7 +44,7 @@ __all__ = ["BAR", "run"]
 
 BAR = 0.97
 """Share of the mutants that are not equivalent which the tests of a unit must kill."""
-SUBJECTS: tuple[Subject, ...] = (*ROW_UNITS, *ACCELERATOR)
+SUBJECTS: tuple[Subject, ...] = (*ROW_UNITS, *HEAD_UNITS, *ACCELERATOR)
 COMPARING = 40
 """Seconds to compare a mutant with its unit."""
 HINTS = {
