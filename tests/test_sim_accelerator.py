@@ -14,7 +14,7 @@ from qvit_hw.divergence import check_words
 from qvit_hw.trial import Desk, compiled, pictures, refused, trial, two_networks
 from sim.accelerator import OUTSIDE, build_bench
 from sim.bench import JOB_VARIABLE
-from sim.runner import run_tests
+from sim.runner import RunFailed, run_tests
 from sim.session import BASE, Bus, Outcome, Session
 from sim.tools import find, have_icarus
 from sim.words import dumped
@@ -133,7 +133,8 @@ def test_predict_is_a_function_of_images(networks):
 
 def test_a_trial_knows_all_there_is_to_know(hardware, tmp_path):
     desk = trial()
-    assert faults(desk.simulate(hardware, tmp_path)) == [None] * len(desk.runs)
+    results = desk.simulate(hardware, tmp_path, registers=True)
+    assert faults(results) == [None] * len(desk.runs)
     assert {run.error for run in desk.runs} == set(Error) | {0}
 
 
@@ -218,3 +219,15 @@ def test_broken_rules_of_the_bus_are_found(networks, hardware, tmp_path):
     desk.run(program, pictures(program, 1)[0])
     (fault,) = faults(desk.simulate(broken, tmp_path, bus=Bus(1, 128, 1)))
     assert fault.startswith("AXI: rules 0b00011111 are broken")
+
+
+def test_registers_that_take_half_a_write_are_found(networks, hardware, tmp_path):
+    (model, *_), (program, *_) = networks
+    port = ".s_axil_wstrb(s_axil_wstrb)"
+    assert hardware.count(port) == 1
+    desk = Desk(program.spec)
+    desk.whole(model, program, pictures(program, 1)[0])
+    with pytest.raises(RunFailed, match=r"^Registers: .*\.written': 'write of ") as failed:
+        desk.simulate(hardware.replace(port, ".s_axil_wstrb(4'hf)"), tmp_path, registers=True)
+    names = ("still", "decoded", "written")
+    assert [name for name in names if f".{name}'" in str(failed.value)] == list(names)
