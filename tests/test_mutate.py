@@ -11,6 +11,7 @@ from qvit_hw import mutate
 from qvit_hw.errors import UserError
 from qvit_hw.generate import build_unit
 from qvit_hw.mutation.accelerator import UNITS, Accelerated
+from qvit_hw.mutation.attention import HEAD_UNITS
 from qvit_hw.mutation.equivalence import Judge
 from qvit_hw.mutation.schemata import CONTROL, FLAT, netlist, schemata
 from qvit_hw.mutation.subjects import RowUnit
@@ -54,6 +55,16 @@ def test_groups_hold_their_modules_alone(verilog):
     assert all("core" in module for module in modules[5:])
     with pytest.raises(ValueError, match=r"^A group must have modules"):
         schemata(verilog, "qvit_gelu", 5, 1, groups=["softmax"])
+
+
+def test_ports_that_must_be_constants_stay_so():
+    """Yosys gives up writing a memory that is read without a clock, but with an enable or a reset."""
+    (unit,) = [each for each in HEAD_UNITS if each.name == "attention-sqrt2"]
+    made = schemata(unit.verilog(), unit.top, 200, 7)
+    assert len(made.mutants) == 200
+    reads = {mutant.port for mutant in made.mutants if mutant.kind.startswith("$memrd")}
+    assert reads
+    assert reads <= {"ADDR", "DATA"}
 
 
 @pytest.mark.parametrize(

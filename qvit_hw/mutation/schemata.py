@@ -27,6 +27,8 @@ __all__ = ["CONTROL", "Mutant", "Schemata", "netlist", "schemata"]
 CONTROL = "mutant"
 """The register of the top that chooses."""
 CLOCKS = {"clk", "aclk", "CLK"}
+ABSENT = {"EN", "ARST", "SRST"}
+"""Ports of a memory that is read without a clock, as all are here: Yosys takes constants alone there."""
 SPARE = 2
 """So many times more mutations are listed than asked for: some fall to the rules."""
 PREPARE = (
@@ -207,7 +209,9 @@ def _parsed(
     lexer.whitespace_split, lexer.escape, lexer.quotes = True, "", ""
     words = list(lexer)
     told = {key[1:]: value for key, value in zip(words[1::2], words[2::2], strict=True) if key != "-src"}
-    if {_plain(told["port"]), _plain(told.get("wire", ""))} & CLOCKS:
+    module, port = _plain(told["module"]), _plain(told["port"])
+    kind = kinds.get((module, told["cell"]), kinds.get((module, f"\\{told['cell']}"), "?"))
+    if {port, _plain(told.get("wire", ""))} & CLOCKS or (kind.startswith("$memrd") and port in ABSENT):
         return None
     lines = [int(at) for at in re.findall(r"-src unit\.v:(\d+)", line)]
     command = "mutate " + " ".join(
@@ -215,13 +219,12 @@ def _parsed(
         for key in ("mode", "module", "cell", "port", "portbit", "ctrlbit")
         if key in told
     )
-    module = _plain(told["module"])
     return Mutant(
         number,
         module,
         told["cell"],
-        kinds.get((module, told["cell"]), kinds.get((module, f"\\{told['cell']}"), "?")),
-        _plain(told["port"]),
+        kind,
+        port,
         int(told["portbit"]),
         told["mode"],
         lines[-1] if lines else 0,
