@@ -93,8 +93,8 @@ def unsaturated(spec: AttendSpec, lanes: int) -> list[Head]:
     """Small accumulators and shifts: nothing saturates, and each bit of a product with M is rounded at."""
     shifts, heads = spec.shifts, []
     deepest = next(code for code, shift in enumerate(shifts) if shift == 0)
-    for shift in range(spec.out_bits + 1):
-        rng, tokens = np.random.default_rng(shift), 4
+    for shift, seed in product(range(spec.out_bits + 1), range(3)):
+        rng, tokens = np.random.default_rng([shift, seed]), 4
         largest = min(spec.bounds["value"].high, (1 << shift >> 1) // tokens)
         v = rng.integers(-max(largest, 1), max(largest, 1), (tokens, lanes), endpoint=True)
         rows = [np.full(count, deepest) for count in range(1, tokens + 1)]
@@ -162,6 +162,8 @@ def head_cases(spec: AttendSpec, lanes: int, seed: int = 1) -> list[Case]:
         Case("unsaturated", unsaturated(spec, lanes)),
         Case("ties", ties(spec, lanes)),
         *_crossed(spec, lanes),
+        # v of the head after next waits while the last row of this one pauses.
+        Case("stall_i_last_row", mixed(5, 1, longest), {"i": Pattern(0.7, 8)}),
         Case("stall_o_full", mixed(2, *[1] * 60), {"o": Pattern(0.7, 8)}),
         Case("nothing_leaves", mixed(2, *[1] * 60), held=120),
         Case("nothing_leaves_long", mixed(3, *[3] * 20), held=200),
