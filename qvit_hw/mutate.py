@@ -144,13 +144,16 @@ def _compared(
         return {}
     bar = progress.add_task(f"{subject.name}: survivors compared", total=len(survivors))
     found = {}
-    holders = {mutant.number: mutant.holder for mutant in made.mutants}
+    holders = {mutant.number: mutant.holders for mutant in made.mutants}
     with tempfile.TemporaryDirectory(prefix="qvit-") as name:
         folder = Path(name)
         for holder, circuit in made.circuits.items():
             (folder / holder).write_text(circuit, encoding="utf-8")
         with ProcessPoolExecutor(min(workers, len(survivors))) as pool:
-            asked = [(str(folder / holders[number]), number, patience) for number in survivors]
+            asked = [
+                ([str(folder / holder) for holder in holders[number]], number, patience)
+                for number in survivors
+            ]
             for number, verdict in zip(survivors, pool.map(_verdict, asked), strict=True):
                 found[number] = verdict
                 progress.advance(bar)
@@ -162,9 +165,15 @@ def _judge(path: str) -> Judge:
     return Judge(Path(path).read_text(encoding="utf-8"))
 
 
-def _verdict(asked: tuple[str, int, int]) -> Verdict:
-    path, number, patience = asked
-    return _judge(path).verdict(number, seconds=patience)
+def _verdict(asked: tuple[Sequence[str], int, int]) -> Verdict:
+    """What is known in the first holder that tells no difference, or in the last."""
+    paths, number, patience = asked
+    verdicts = (_judge(path).verdict(number, seconds=patience) for path in paths)
+    found = Verdict("unknown")
+    for found in verdicts:
+        if found.equivalent:
+            break
+    return found
 
 
 def _entry(unit: str, mutant: Mutant, fate: Fate, verdict: Verdict | None) -> dict[str, Any]:

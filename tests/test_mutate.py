@@ -146,12 +146,15 @@ def test_the_accelerator_s_mutants_are_found_by_a_run_and_not_by_one_that_checks
 def test_a_unit_is_compared_without_what_is_below_it(verilog):
     made = schemata(verilog, "qvit_gelu", 6, 1, groups=["qvit_gelu", "qvit_gelu_core.*"])
     assert set(made.circuits) == {"qvit_gelu", "qvit_gelu_core"}
-    assert {mutant.holder for mutant in made.mutants} == set(made.circuits)
+    assert {mutant.holders for mutant in made.mutants} == {(name,) for name in made.circuits}
     outer, inner = (Circuit(made.circuits[name]) for name in ("qvit_gelu", "qvit_gelu_core"))
     # What the core answers may be anything, and what it is told must be equal.
     assert {"core.o__payload", "s_axis_tdata"} <= set(outer.inputs)
     assert {"core.i__payload", "m_axis_tdata"} <= set(outer.outputs)
     assert "i__payload" in inner.inputs
+    more = schemata(verilog, "qvit_gelu", 2, 1, groups=["qvit_gelu_core.*"], together="qvit_gelu(_core)?")
+    assert {mutant.holders for mutant in more.mutants} == {("qvit_gelu_core", "qvit_gelu and more")}
+    assert not {"core.o__payload"} & set(Circuit(more.circuits["qvit_gelu and more"]).inputs)
 
 
 @pytest.mark.parametrize(

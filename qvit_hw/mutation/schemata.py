@@ -29,6 +29,8 @@ CONTROL = "mutant"
 CLOCKS = {"clk", "aclk", "CLK"}
 ABSENT = {"EN", "ARST", "SRST"}
 """Ports of a memory that is read without a clock, as all are here: Yosys takes constants alone there."""
+MORE = " and more"
+"""Of the name of a second holder."""
 SPARE = 2
 """So many times more mutations are listed than asked for: some fall to the rules."""
 PREPARE = (
@@ -51,7 +53,8 @@ FLAT = ("memory_dff", "memory_collect", "memory_nordff", "async2sync", "dffunmap
 class Mutant:
     """A mutation: its number, where it is and what it does.
 
-    source: line of the emitted Verilog, 0 if it is not known.  holder: the module that it is compared in.
+    source: line of the emitted Verilog, 0 if it is not known.  holders: what it is compared in, the
+    smallest first; keys of ``Schemata.circuits``.
     """
 
     number: int
@@ -63,7 +66,7 @@ class Mutant:
     mode: str
     source: int
     command: str
-    holder: str
+    holders: tuple[str, ...]
 
     @property
     def text(self) -> str:
@@ -86,7 +89,7 @@ class Schemata:
     verilog: str
     mutants: tuple[Mutant, ...]
     circuits: Mapping[str, str]
-    """By holder, BTOR2 of what is compared of it, for :mod:`qvit_hw.mutation.equivalence`. Where other
+    """By holder, BTOR2 of what is compared, for :mod:`qvit_hw.mutation.equivalence`. Where other
     modules were, there are ports: equal for whatever these answer is equal in the whole.
     """
 
@@ -117,8 +120,8 @@ def schemata(
 ) -> Schemata:
     """Verilog of a top module, with ``count`` mutants of each group of modules.
 
-    groups: expressions that the names of their modules match.  together: of modules that are compared with
-    any group that has one of them, because what one does matters only to another.
+    groups: expressions that the names of their modules match.  together: of modules that are a second holder
+    of any group that has one of them, because what one does may matter to none of the others.
     It is done in a process of its own: what Yosys picks depends on what it has done before.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -138,10 +141,11 @@ def _made(verilog: str, top: str, count: int, seed: int, groups: Sequence[str], 
             if not inside:
                 raise ValueError(f"A group must have modules, not none as {group!r}")
             around = _modules(kinds, together)
-            compared = sorted({*inside, *around}) if {*inside} & {*around} else inside
-            chosen += _listed(yosys, kinds, inside, compared, count, seed, len(chosen))
-            for mutant in chosen:
-                circuits.setdefault(mutant.holder, compared)
+            looks = [inside, *([sorted({*inside, *around})] if {*inside} & {*around} else [])]
+            mutants = _listed(yosys, kinds, inside, looks, count, seed, len(chosen))
+            for mutant in mutants:
+                circuits |= zip(mutant.holders, looks, strict=True)
+            chosen += mutants
         width = len(chosen).bit_length()
         for mutant in chosen:
             yosys(f"{mutant.command} -ctrl {CONTROL} {width} {mutant.number}")
@@ -149,7 +153,10 @@ def _made(verilog: str, top: str, count: int, seed: int, groups: Sequence[str], 
         text = Path("mutants.v").read_text(encoding="utf-8")
         yosys("design -save whole")
         everything = {module for module, _ in kinds}
-        texts = {name: _circuit(yosys, name, everything - {*inside}) for name, inside in circuits.items()}
+        texts = {
+            name: _circuit(yosys, name.removesuffix(MORE), everything - {*inside})
+            for name, inside in circuits.items()
+        }
     return Schemata(_register(text, top), tuple(chosen), texts)
 
 
@@ -184,27 +191,27 @@ def _listed(
     yosys: _Yosys,
     kinds: dict[tuple[str, str], str],
     modules: Sequence[str],
-    compared: Sequence[str],
+    looks: Sequence[Sequence[str]],
     count: int,
     seed: int,
     before: int,
 ) -> list[Mutant]:
-    """``count`` mutants of modules, which are compared in others, numbered behind those ``before``."""
+    """``count`` mutants of modules, numbered behind those ``before``; looks: modules they are compared in."""
     yosys("select -none", *(f"select -add {module}/*" for module in modules))
     yosys("select -del t:$meminit t:$meminit_v2", f"mutate -list {SPARE * count} -seed {seed} -o list.txt")
     yosys("select -clear")
     found: list[Mutant] = []
     for line in Path("list.txt").read_text(encoding="utf-8").splitlines():
-        mutant = _parsed(line, before + len(found) + 1, kinds, compared)
+        mutant = _parsed(line, before + len(found) + 1, kinds, looks)
         if len(found) < count and mutant is not None:
             found.append(mutant)
     return found
 
 
 def _parsed(
-    line: str, number: int, kinds: dict[tuple[str, str], str], compared: Sequence[str]
+    line: str, number: int, kinds: dict[tuple[str, str], str], looks: Sequence[Sequence[str]]
 ) -> Mutant | None:
-    """A line of Yosys's list; None if it mutates a clock.  compared: modules that may hold it."""
+    """A line of Yosys's list; None if it mutates a clock.  looks: as of :func:`_listed`."""
     lexer = shlex.shlex(line, posix=True)
     lexer.whitespace_split, lexer.escape, lexer.quotes = True, "", ""
     words = list(lexer)
@@ -230,7 +237,10 @@ def _parsed(
         lines[-1] if lines else 0,
         command,
         # Amaranth names a module by its place: those above it begin its name.
-        min((name for name in compared if module.startswith(name)), key=len),
+        tuple(
+            min((name for name in look if module.startswith(name)), key=len) + MORE * bool(at)
+            for at, look in enumerate(looks)
+        ),
     )
 
 
