@@ -5,9 +5,8 @@
 
 writes ``coverage.json`` and ``coverage.html``. The units run the scenarios that ``simulate`` runs and the
 tests of their registers, the accelerator the runs of :mod:`qvit_hw.trial`, on Verilog compiled with
-Verilator's counters. Exit status: 1 if a bin is not
-hit, fewer than ``BAR`` of a unit's lines are reached, or a gap has no reason among
-``qvit_hw.covering.reasons``.
+Verilator's counters. Exit status: 1 if a bin is not hit, fewer than ``BAR`` of a unit's lines are reached, or
+a gap has no reason among ``qvit_hw.covering.reasons``.
 """
 
 from __future__ import annotations

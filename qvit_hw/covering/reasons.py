@@ -52,7 +52,7 @@ ACCELERATOR_REASONS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "toggle",
-        r"(address|base|row|origin|stride|token|tokens)\S*\[(9|1\d)\]",
+        r"_core\w* \S*(address|base|row|origin|stride|tokens?)\S*\[(9|1\d)\]",
         "of 16 bits that an instruction can say: no memory here has more than 512 words",
     ),
     ("toggle", r" (block|depth)_index\[", "counts as its lower bits do: more would take a longer program"),
