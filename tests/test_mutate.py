@@ -87,6 +87,19 @@ def test_a_difference_is_found_and_no_difference_is_proven(edit, how, tmp_path):
     assert verdict.equivalent == (how == "proven")
 
 
+@pytest.mark.parametrize(("offered", "how"), [("go", "proven"), ("1", "different")])
+def test_a_payload_that_nobody_is_offered_means_nothing(offered, how, tmp_path):
+    (tmp_path / "top.v").write_text(
+        "module top(input mutant, input aclk, input go, input [1:0] x, output \\unit.i__valid ,"
+        " output [1:0] \\unit.i__payload );\n"
+        f"  assign \\unit.i__valid  = {offered};\n"
+        "  assign \\unit.i__payload  = go ? x : {2{mutant}};\nendmodule\n"
+    )
+    yosys = netlist(tmp_path / "top.v", "top")
+    yosys(*FLAT, f"write_btor {tmp_path / 'top.btor'}")
+    assert Judge((tmp_path / "top.btor").read_text()).verdict(1).how == how
+
+
 def told(out):
     document = json.loads((out / "mutation.json").read_text())
     assert (out / "mutation.html").read_text().startswith("<!doctype html>")

@@ -37,6 +37,8 @@ STROBES = (
     (re.compile(r"(.*_)r(?:data|resp|last)"), "rvalid"),
     (re.compile(r"(.*_)b(?:resp)"), "bvalid"),
     (re.compile(r"(.*_)ar(?:addr|len|size|burst|cache|prot)"), "arvalid"),
+    # Of a row unit that was cut off: it stores beats and parameters when they come, and else looks away.
+    (re.compile(r"(.*\.(?:i|params)__)payload"), "valid"),
 )
 """Outputs that mean something only while another is high."""
 
