@@ -74,7 +74,8 @@ class _Netlist:
         given = cell["parameters"]
         if any(given.get(key) != value for key, value in _PLAIN.items()):
             return None
-        (clock,), (reset, *_) = cell["connections"]["CLK"], (*cell["connections"].get("LSR", ()), "0")
+        clock: Bit = cell["connections"]["CLK"][0]
+        reset: Bit = cell["connections"].get("LSR", ["0"])[0]
         if reset in _NEVER:
             return _Control(clock, "0")
         return _Control(clock, reset) if given.get("SRMODE") == "LSR_OVER_CE" else None
