@@ -10,7 +10,9 @@ import resource
 import zipfile
 import zlib
 
+import fuzz_inputs
 import fuzz_readers
+import fuzz_trial
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,7 @@ TOLERANT = ("cost cache", "index of pages")
 )
 def test_readers_refuse_or_understand(reader, tmp_path, monkeypatch):
     use(tmp_path, monkeypatch)
-    tally = fuzz_readers.fuzz(reader, max(12, SHORT * reader.share // 1000), 7)
+    tally = fuzz_trial.fuzz(reader, max(12, SHORT * reader.share // 1000), 7)
     assert tally.fault is None
     assert tally.tried >= 10
     refused = tally.tried - tally.taken
@@ -45,21 +47,20 @@ def use(folder, monkeypatch):
     """Let the valid inputs be made in a folder of the test (each process makes its own)."""
     base = folder.parent.parent / f"fuzz-{folder.parent.name}"
     base.mkdir(exist_ok=True)
-    monkeypatch.setattr(fuzz_readers, "SCRATCH", base)
-    monkeypatch.setattr(fuzz_readers, "SCRATCH_PROGRAM", base / "shared")
+    monkeypatch.setattr(fuzz_trial, "SCRATCH", base)
 
 
 class Rule:
     """A reader of one file that does as it is told."""
 
     def __init__(self, read):
-        self.reader = fuzz_readers.Reader(
+        self.reader = fuzz_trial.Reader(
             "told", 1, lambda folder: (folder / "a.json").write_text('{"a": 1}') and None, read
         )
 
 
 def tried(read):
-    return fuzz_readers.fuzz(Rule(read).reader, 40, 1).fault
+    return fuzz_trial.fuzz(Rule(read).reader, 40, 1).fault
 
 
 def test_a_reader_that_breaks_a_rule_is_found(tmp_path):
@@ -82,7 +83,7 @@ def test_a_reader_that_breaks_a_rule_is_found(tmp_path):
         subprocess.run(["true"], check=True)
 
     def execute(folder):
-        pickle.loads(pickle.dumps(fuzz_readers.Bait(tmp_path / "made")))
+        pickle.loads(pickle.dumps(fuzz_inputs.Bait(tmp_path / "made")))
         (tmp_path / "made").rmdir()
 
     assert tried(lambda folder: None) is None
