@@ -11,7 +11,6 @@ Exit status: 0 all well, 1 golden and RTL differ, 2 bad input, 3 a tool or a pac
 
 from __future__ import annotations
 
-import importlib
 import platform
 import shutil
 import subprocess
@@ -19,11 +18,12 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from . import cli_trust
+from . import cli_accelerator, cli_trust
+from .cli_options import Bundle, Limit, PageFolder, Pretrained, Simulator, run_command
 from .errors import MissingTool, UserError
 
 __all__ = ["BAD_INPUT", "MISMATCH", "MISSING_TOOL", "app", "invoke", "main"]
@@ -79,11 +79,6 @@ def _sentence(error: Exception) -> str:
     """What the parser has to say, on one line; nothing where it printed the help instead."""
     text = error.format_message() if hasattr(error, "format_message") else str(error)
     return " ".join(str(text).split())
-
-
-def _run(command: str, /, **options: Any) -> int:
-    """Import the command's module and hand it the options."""
-    return int(importlib.import_module(f"qvit_hw.{command}").run(**options))
 
 
 # ---------------------------------------------------------------------------------------- version
@@ -143,7 +138,6 @@ def _root(
 # --------------------------------------------------------------------------------------- commands
 
 _PAGE = Path("report.html")
-_DEMO = Path("build/demo")
 _EVALUATION = Path("evaluation")
 _Op = Annotated[str, typer.Option(help="Operator: layernorm, softmax, or all.")]
 _Unit = Annotated[
@@ -169,9 +163,7 @@ def calibrate(
         Path | None,
         typer.Option(help="Folder of images; without it, bundled ones.", show_default=False),
     ] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Let timm download the model's weights.")
-    ] = False,
+    pretrained: Pretrained = False,
     image_size: Annotated[
         int | None,
         typer.Option(help="Edge of the image in pixels.  [default: the model's]"),
@@ -234,7 +226,7 @@ def calibrate(
     ] = None,
 ) -> int:
     """Observe a float model on images and freeze it into a bundle of integers."""
-    return _run(
+    return run_command(
         "calibrate",
         model=model,
         checkpoint=checkpoint,
@@ -259,7 +251,7 @@ def calibrate(
 
 @app.command()
 def evaluate(
-    bundle: Annotated[Path, typer.Option(help="Folder that calibrate wrote.", show_default=False)],
+    bundle: Bundle,
     data: Annotated[
         str,
         typer.Option(
@@ -267,21 +259,17 @@ def evaluate(
             show_default=False,
         ),
     ],
-    limit: Annotated[
-        int | None, typer.Option(help="At most so many images, spread evenly.", show_default=False)
-    ] = None,
+    limit: Limit = None,
     jobs: Annotated[int, typer.Option(help="Processes; no result depends on it.")] = 1,
     batch: Annotated[
         int, typer.Option(help="Images at once, and in the timing; no other result depends on it.")
     ] = 8,
-    out: Annotated[Path, typer.Option(help="Folder for the page and its JSON.")] = _EVALUATION,
+    out: PageFolder = _EVALUATION,
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="Weights that the bundle was made of, if a file.", show_default=False),
     ] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Let timm download the model's weights.")
-    ] = False,
+    pretrained: Pretrained = False,
     class_map: Annotated[
         Path | None,
         typer.Option(help="Text file: the model's classes, a name a line.", show_default=False),
@@ -301,7 +289,7 @@ def evaluate(
     ] = True,
 ) -> int:
     """Compare float, calibrated and integer model on images: accuracy, every tensor, time."""
-    return _run(
+    return run_command(
         "evaluate",
         bundle=bundle,
         data=data,
@@ -336,16 +324,16 @@ def generate(
     ] = 27,
 ) -> int:
     """Write Verilog with AXI ports, FuseSoC cores, a manifest and the register map."""
-    return _run("generate", bundle=bundle, op=op, lanes=lanes, port_bits=port_bits, out=out)
+    return run_command("generate", bundle=bundle, op=op, lanes=lanes, port_bits=port_bits, out=out)
 
 
 @app.command()
 def simulate(
-    bundle: Annotated[Path, typer.Option(help="Folder that calibrate wrote.", show_default=False)],
+    bundle: Bundle,
     rtl: Annotated[Path, typer.Option(help="Folder that generate wrote.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for the results.", show_default=False)],
     op: _Op = "all",
-    simulator: Annotated[str, typer.Option(help="verilator or icarus.")] = "verilator",
+    simulator: Simulator = "verilator",
     rows: Annotated[str, typer.Option(help="Rows of each layer: a number, or all.")] = "257",
     waves: Annotated[
         bool,
@@ -360,19 +348,9 @@ def simulate(
     seed: Annotated[int, typer.Option(help="Of the scenarios' data and stalls.")] = 1,
 ) -> int:
     """Stream the bundle's vectors through the Verilog and check every beat against golden."""
-    return _run(
-        "simulate",
-        bundle=bundle,
-        rtl=rtl,
-        op=op,
-        simulator=simulator,
-        rows=rows,
-        waves=waves,
-        scenarios=scenarios,
-        allow_modified=allow_modified,
-        seed=seed,
-        out=out,
-    )
+    options = {"bundle": bundle, "rtl": rtl, "op": op, "simulator": simulator, "rows": rows, "waves": waves}
+    options |= {"scenarios": scenarios, "allow_modified": allow_modified, "seed": seed}
+    return run_command("simulate", **options, out=out)
 
 
 @app.command()
@@ -394,12 +372,12 @@ def report(
     ] = None,
 ) -> int:
     """Tell what simulate and run found: a page, a JSON and a JUnit file. Status 1 on any mismatch."""
-    return _run("report", results=results, out=out, bundle=bundle, run=run, program=program)
+    return run_command("report", results=results, out=out, bundle=bundle, run=run, program=program)
 
 
 @app.command()
 def export(
-    bundle: Annotated[Path, typer.Option(help="Folder that calibrate wrote.", show_default=False)],
+    bundle: Bundle,
     out: Annotated[
         Path, typer.Option(help="File *.onnx, or folder for npy and hex.", show_default=False)
     ],
@@ -408,96 +386,8 @@ def export(
     ] = "onnx",
 ) -> int:
     """Write the bundle's network for other programs: ONNX, or every tensor in a file of its own."""
-    return _run("export", bundle=bundle, out=out, format=format)
+    return run_command("export", bundle=bundle, out=out, format=format)
 
 
-@app.command()
-def compile(
-    bundle: Annotated[Path, typer.Option(help="Folder that calibrate wrote.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
-    config: Annotated[
-        str, typer.Option(help="Accelerator: 16x16, 32x32, or a file *.json.")
-    ] = "16x16",
-    fit: Annotated[
-        bool, typer.Option("--fit", help="Take units from the bundle, memories as large as needed.")
-    ] = False,
-    verilog: Annotated[bool, typer.Option("--verilog", help="Write the hardware, too.")] = False,
-    port_bits: Annotated[
-        int, typer.Option(help="Wider port of the target's multipliers: 27, or 18.")
-    ] = 27,
-) -> int:
-    """Write the bundle's network as a program of the accelerator, and a listing of it."""
-    options = {"bundle": bundle, "config": config, "out": out, "fit": fit}
-    return _run("compile", **options, verilog=verilog, port_bits=port_bits)
-
-
-@app.command()
-def estimate(
-    model: Annotated[
-        str | None, typer.Option(help="digits, dinov2, or a ViT or DeiT of timm.")
-    ] = None,
-    bundle: Annotated[Path | None, typer.Option(help="Folder that calibrate wrote.")] = None,
-    config: Annotated[
-        str, typer.Option(help="Accelerator: 16x16, 32x32, or a file *.json.")
-    ] = "16x16",
-    preset: Annotated[str, typer.Option(help="Widths, of a model by name.")] = "default",
-    clock: Annotated[float, typer.Option(help="MHz.")] = 200.0,
-    bandwidth: Annotated[
-        float | None, typer.Option(help="Bytes that memory brings in a cycle.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
-) -> int:
-    """Cycles, images a second and what limits each layer, by the cycle model."""
-    options = {"model": model, "bundle": bundle, "config": config, "preset": preset}
-    return _run("estimate", **options, clock=clock, bandwidth=bandwidth, out=out)
-
-
-@app.command()
-def run(
-    program: Annotated[Path, typer.Option(help="Folder that compile wrote.", show_default=False)],
-    images: Annotated[str, typer.Option(help="digits, bundled, or a folder of images.")] = "digits",
-    limit: Annotated[
-        int | None, typer.Option(help="At most so many images, spread evenly.", show_default=False)
-    ] = None,
-    simulator: Annotated[str, typer.Option(help="verilator or icarus.")] = "verilator",
-    check: Annotated[
-        str, typer.Option(help="all (every word that is computed), logits, or none.")
-    ] = "logits",
-    tensors: Annotated[
-        int | None,
-        typer.Option(
-            help="With all: so many images in full, outputs of the others.", show_default=False
-        ),
-    ] = None,
-    stalls: Annotated[
-        int | None,
-        typer.Option(help="Seed of a memory that answers late and with gaps.", show_default=False),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for run.json.", show_default=False)
-    ] = None,
-) -> int:
-    """Send images through the accelerator's Verilog and compare with golden, bit for bit."""
-    return _run(
-        "run",
-        program=program,
-        images=images,
-        limit=limit,
-        simulator=simulator,
-        check=check,
-        tensors=tensors,
-        stalls=stalls,
-        out=out,
-    )
-
-
-@app.command()
-def demo(
-    model: Annotated[str, typer.Option(help="Model to take through all steps.")] = "digits",
-    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = _DEMO,
-) -> int:
-    """Do all of it on one model: calibrate, generate, simulate, compile, run, report."""
-    return _run("demo", model=model, out=out)
-
-
+app.add_typer(cli_accelerator.app)
 app.add_typer(cli_trust.app)

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from .cli_options import PageFolder, Pretrained, run_command
 
 __all__ = ["app"]
 
@@ -22,45 +23,41 @@ _Only = Annotated[
 _Jobs = Annotated[int | None, typer.Option(help="Processes; one a core by default.", show_default=False)]
 
 
-def _run(command: str, /, **options: Any) -> int:
-    return int(importlib.import_module(f"qvit_hw.{command}").run(**options))
-
-
 @app.command()
 def prove(
-    out: Annotated[Path, typer.Option(help="Folder for the page and its JSON.")] = _PROOFS,
+    out: PageFolder = _PROOFS,
     only: _Only = None,
     jobs: _Jobs = None,
 ) -> int:
     """Prove that the units compute what golden computes, for all inputs."""
-    return _run("prove", out=out, only=only, jobs=jobs)
+    return run_command("prove", out=out, only=only, jobs=jobs)
 
 
 @app.command()
 def cover(
-    out: Annotated[Path, typer.Option(help="Folder for the page and its JSON.")] = _COVERAGE,
+    out: PageFolder = _COVERAGE,
     only: _Only = None,
     jobs: _Jobs = None,
 ) -> int:
     """Measure what the testbenches reach: bins of numbers and stalls, lines, toggles."""
-    return _run("cover", out=out, only=only, jobs=jobs)
+    return run_command("cover", out=out, only=only, jobs=jobs)
 
 
 @app.command()
 def mutate(
-    out: Annotated[Path, typer.Option(help="Folder for the page and its JSON.")] = _MUTATION,
+    out: PageFolder = _MUTATION,
     only: _Only = None,
     count: Annotated[int, typer.Option(help="Mutants of each unit.")] = 100,
     seed: Annotated[int, typer.Option(help="Which mutants.")] = 1,
     jobs: _Jobs = None,
 ) -> int:
     """Break the units in small ways and count how many of them the testbenches see."""
-    return _run("mutate", out=out, only=only, count=count, seed=seed, jobs=jobs)
+    return run_command("mutate", out=out, only=only, count=count, seed=seed, jobs=jobs)
 
 
 @app.command()
 def cost(
-    out: Annotated[Path, typer.Option(help="Folder for the page and its JSON.")] = _COST,
+    out: PageFolder = _COST,
     op: Annotated[
         list[str] | None, typer.Option(help="Unit; may be given again.", show_default=False)
     ] = None,
@@ -85,7 +82,7 @@ def cost(
 ) -> int:
     """Size and frequency of the units with open tools, beside the recorded baseline and the peers."""
     options = {"op": op, "lanes": lanes, "target": target, "jobs": jobs, "accept": accept}
-    return _run("cost", out=out, **options, markdown=markdown, liberty=liberty)
+    return run_command("cost", out=out, **options, markdown=markdown, liberty=liberty)
 
 
 @app.command()
@@ -122,9 +119,7 @@ def explore(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights of the bundle's model, if a file.", show_default=False)
     ] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Let timm download the model's weights.")
-    ] = False,
+    pretrained: Pretrained = False,
     jobs: Annotated[int, typer.Option(help="Units of a point that are mapped side by side.")] = 2,
     frequency: Annotated[
         bool, typer.Option("--frequency", help="Place and route on ECP5, too, which is slow.")
@@ -134,7 +129,7 @@ def explore(
     options: dict[str, Any] = {"bundle": bundle, "out": out, "trials": trials, "storage": storage}
     options |= {"seed": seed, "data": data, "limit": limit, "images": images, "lanes": lanes, "fix": fix}
     options |= {"checkpoint": checkpoint, "pretrained": pretrained, "jobs": jobs}
-    return _run("explore", **options, frequency=frequency)
+    return run_command("explore", **options, frequency=frequency)
 
 
 @app.command()
@@ -142,4 +137,4 @@ def index(
     folder: Annotated[Path, typer.Option(help="Folder in which the pages lie, at any depth.")] = _BUILD,
 ) -> int:
     """Link all pages of a folder from one, in `index.html`."""
-    return _run("index", folder=folder)
+    return run_command("index", folder=folder)
