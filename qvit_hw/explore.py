@@ -11,7 +11,6 @@ again, or beside, goes on with it. An interrupt leaves the study and the page of
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from dataclasses import replace
 from importlib import metadata
@@ -24,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from qvit_hw.costing.measuring import COUNTING
 from qvit_hw.costing.targets import TARGETS, check_tools, tool_versions
 from qvit_hw.costing.units import unit_rtlil
-from qvit_hw.errors import MissingTool, UserError
+from qvit_hw.errors import UserError, check_packages
 from qvit_hw.exploring.space import Origin, narrowed
 from qvit_hw.outputs import check_folder, made_folder, told, write_files
 
@@ -62,7 +61,8 @@ def run(
         if value < least:
             raise UserError(f"{name} must be at least {least}, not {value!r}.")
     space = narrowed(lanes or (), fix or ())
-    _check_tools(frequency)
+    check_tools(TARGETS["ecp5" if frequency else "xcup"])
+    check_packages("explore", "optuna", "plotly")
     out = Path(out)
     check_folder(out)
     origin = replace(_origin(bundle), images=images, checkpoint=checkpoint, pretrained=pretrained)
@@ -105,13 +105,6 @@ def run(
         soft_wrap=True,
     )
     return 0
-
-
-def _check_tools(frequency: bool) -> None:
-    check_tools(TARGETS["ecp5" if frequency else "xcup"])
-    for package in ("optuna", "plotly"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingTool(f"{package} is not installed: pip install 'qvit-hw[explore]'.")
 
 
 def _origin(bundle: Path | None) -> Origin:

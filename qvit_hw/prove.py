@@ -10,7 +10,7 @@ status is 1 where a property has a counterexample or stays undecided.
 from __future__ import annotations
 
 import fnmatch
-import importlib.util
+import importlib
 import json
 import multiprocessing
 import time
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .errors import MissingTool, UserError
+from .errors import UserError, check_packages
 from .outputs import check_replaced, replaced_folder
 from .processes import processes
 from .report_page.frame import render
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["JSON", "PAGE", "SCHEMA", "Proof", "document", "page", "run"]
 
 PAGE, JSON, SCHEMA = "proofs.html", "proofs.json", "qvit-hw proofs 1"
-PACKAGES = ("pyosys", "bitwuzla")
 MODULES = tuple(
     f"qvit_hw.proofs.{name}"
     for name in (
@@ -64,9 +63,7 @@ def run(
     *, out: Path = Path("build/proofs"), only: Sequence[str] | None = None, jobs: int | None = None
 ) -> int:
     """Prove everything (or what matches a pattern of ``only``); 1 if anything is not proven."""
-    for package in PACKAGES:
-        if importlib.util.find_spec(package) is None:
-            raise MissingTool(f"{package} is missing: install it with pip install 'qvit-hw[verify]'.")
+    check_packages("verify", "pyosys", "bitwuzla")
     workers = processes(jobs)
     check_replaced(out, JSON, SCHEMA, " and no proofs")
     names = _names(only)

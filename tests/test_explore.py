@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trade-off: points are what their commands build, the study is shared, the page says what is in it."""
 
+import importlib.util
 import json
 import shlex
 import subprocess
@@ -378,9 +379,9 @@ def test_bad_input_is_refused(arguments, part, tmp_path, capsys):
 
 @pytest.mark.parametrize("package", ["optuna", "plotly", "pyosys"])
 def test_a_missing_package_is_told_before_any_work(package, tmp_path, capsys, monkeypatch):
-    real = explore.importlib.util.find_spec
+    real = importlib.util.find_spec
     monkeypatch.setattr(
-        explore.importlib.util, "find_spec", lambda name: None if name == package else real(name)
+        importlib.util, "find_spec", lambda name: None if name == package else real(name)
     )
     assert cli.invoke(["explore", "--out", str(tmp_path / "t")]) == 3
     assert package in capsys.readouterr().err

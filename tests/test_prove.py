@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pickle
 
@@ -320,9 +321,9 @@ def test_bad_options_are_told(tmp_path, capsys, monkeypatch):
     assert "No property is called 'nothing'; the units are arith, " in capsys.readouterr().err
     assert cli.invoke(["prove", *out, "--jobs", "0"]) == cli.BAD_INPUT
     assert "Processes must be at least 1, not 0." in capsys.readouterr().err
-    monkeypatch.setattr(prove.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert cli.invoke(["prove", *out]) == cli.MISSING_TOOL
-    assert "pyosys is missing: install it with pip install 'qvit-hw[verify]'." in capsys.readouterr().err
+    assert "pyosys is not installed: pip install 'qvit-hw[verify]'." in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
