@@ -35,7 +35,7 @@ from qvit_hw.processes import processes
 __all__ = ["JSON", "PAGE", "run"]
 
 PAGE, JSON = "cost.html", "cost.json"
-SCHEMA = "qvit-hw/cost"
+SCHEMA, VERSION = "qvit-hw/cost", 1
 _WIDTH = 132
 """Columns of the tables in a file."""
 
@@ -158,6 +158,7 @@ def _document(rows: Sequence[Row], grown: Sequence[str], tools: Mapping[str, str
     """Everything, for machines."""
     return {
         "schema": SCHEMA,
+        "version": VERSION,
         "qvit_hw": metadata.version("qvit-hw"),
         "tools": dict(tools),
         "grown": list(grown),

@@ -129,6 +129,7 @@ def to_json(name: str, found: Costs, clock: float) -> dict[str, Any]:
     """The same figures for machines."""
     return {
         "schema": "qvit-hw/estimate",
+        "version": 1,
         "model": name,
         "size": found.size,
         "clock_mhz": clock,

@@ -30,7 +30,7 @@ from qvit_hw.outputs import check_folder, made_folder, told, write_files
 __all__ = ["JOURNAL", "JSON", "PAGE", "run"]
 
 PAGE, JSON, JOURNAL = "tradeoff.html", "tradeoff.json", "study.journal"
-SCHEMA = "qvit-hw/tradeoff"
+SCHEMA, VERSION = "qvit-hw/tradeoff", 1
 
 
 def run(
@@ -95,7 +95,8 @@ def run(
                 )
         finally:
             found = document(points(study), setup, origin, frequency)
-            text = json.dumps({"schema": SCHEMA, **found}, indent=1, allow_nan=False) + "\n"
+            content = {"schema": SCHEMA, "version": VERSION, **found}
+            text = json.dumps(content, indent=1, allow_nan=False) + "\n"
             page = tradeoff_page(found)
             write_files({out / JSON: text.encode(), out / PAGE: page.encode()})
     best = [point for point in found["points"] if point["front"]]

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["JSON", "PAGE", "SCHEMA", "Proof", "document", "page", "run"]
 
-PAGE, JSON, SCHEMA = "proofs.html", "proofs.json", "qvit-hw proofs 1"
+PAGE, JSON = "proofs.html", "proofs.json"
+SCHEMA, VERSION = "qvit-hw/proofs", 1
 MODULES = tuple(
     f"qvit_hw.proofs.{name}"
     for name in (
@@ -147,6 +148,7 @@ def document(found: Sequence[Proof], seconds: float) -> dict[str, Any]:
     """The JSON of a run."""
     return {
         "schema": SCHEMA,
+        "version": VERSION,
         "passed": all(proof.status == "proven" for proof in found),
         "proven": sum(proof.status == "proven" for proof in found),
         "properties": len(found),

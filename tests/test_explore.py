@@ -337,6 +337,7 @@ def test_the_command_writes_page_and_json_and_goes_on(mapped, tmp_path, monkeypa
     for trials, total in (("2", 2), ("1", 3), ("0", 3)):
         assert cli.invoke([*options, "--trials", trials]) == 0
         told = json.loads((tmp_path / "t" / "tradeoff.json").read_text())
+        assert (told["schema"], told["version"]) == ("qvit-hw/tradeoff", 1)
         assert len(told["points"]) == total
     assert told["setup"]["space"]["lanes"] == [1, 2]
     assert {each["choice"]["lanes"] for each in told["points"]} == {2}

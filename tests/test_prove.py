@@ -298,6 +298,7 @@ def test_status_page_and_json_say_what_was_found(checks, status, tmp_path, monke
     monkeypatch.setattr(prove, "_proofs", lambda names, jobs: iter(proofs))
     assert cli.invoke(["prove", "--out", str(tmp_path / "out")]) == status
     document = json.loads((tmp_path / "out" / prove.JSON).read_text())
+    assert (document["schema"], document["version"]) == ("qvit-hw/proofs", 1)
     assert document["passed"] == (status == 0)
     assert [proof["status"] for proof in document["proofs"]] == [
         {sound_claim: "proven", broken_claim: "refuted", open_claim: "undecided"}[check]
