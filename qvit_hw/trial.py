@@ -30,7 +30,7 @@ from qvit_hw.compiler.schedule import compile_network
 from qvit_hw.compiler.stages import recognise
 from qvit_hw.compiler.tensors import Recorded, recorded, references, regrouped, replayed
 from qvit_hw.small_networks import tiny_network
-from qvit_hw.trial_program import scattered
+from qvit_hw.trial_program import Scattered, cornered, scattered
 from sim.accelerator import build_bench, prepared, simulate
 from sim.session import ALIGNMENT, BASE, Bus, Memory, Outcome, Run, Session
 from sim.tools import find
@@ -122,7 +122,13 @@ class Desk:
 
     def scattered(self, seed: int, bus: Bus | None = None, image_words: int = 6) -> None:
         """A run of a program that no network has, of which all is known."""
-        made = scattered(self.spec, seed, image_words)
+        self._made(scattered(self.spec, seed, image_words), bus)
+
+    def cornered(self) -> None:
+        """A run of what is solved for the corners of the requantiser and of the residual."""
+        self._made(cornered(self.spec), None)
+
+    def _made(self, made: Scattered, bus: Bus | None) -> None:
         self.wanted[len(self.runs)] = made.wanted
         counted = counters(made.steps, self.spec, bus or self.bus)
         self._add(made.words, made.image, made.outputs, counters=counted, bus=bus)
@@ -222,6 +228,7 @@ def trial() -> Desk:
     model, program, image, other = second
     desk.whole(model, program, image)
     desk.whole(first[0], first[1], first[2])
+    desk.cornered()
     for seed in range(1, 4):
         desk.scattered(seed)
     refused(desk, model, program, image)
@@ -245,6 +252,7 @@ def wide_trial() -> Desk:
     desk = Desk(program.spec)
     image, other = pictures(program)
     desk.whole(model, program, image)
+    desk.cornered()
     for seed in range(1, 4):
         desk.scattered(seed)
     for seed, bus in enumerate((Bus(60, 100, 4), Bus(1, 60), Bus(1, 150), Bus(16, 150), Bus(100, 60)), 4):

@@ -29,17 +29,23 @@ from golden.program import (
     parameter_words,
     record_words,
 )
+from golden.requant import RequantSpec
+from golden.requant import corner_rows as requant_corners
+from golden.residual import ResidualSpec
+from golden.residual import corner_rows as residual_corners
 from golden.softmax import ALIGN_STEPS
 from sim.operators import operator
 from sim.words import Wanted, Words
 
-__all__ = ["Scattered", "scattered"]
+__all__ = ["Scattered", "cornered", "scattered"]
 
 Pixels = npt.NDArray[np.uint8]
 PRODUCTS = 40
 """Products of a program."""
 ANYTHING = 64
 """Last words of the features: rows whose last beat is not full go there, and nothing reads them."""
+_Column = tuple[int, int, int, int]
+"""Bias, multiplier, shift and align of a lane."""
 MEMORIES = (Sink.FEATURES, Sink.QUERIES, Sink.KEYS, Sink.VALUES, Sink.SCORES, Sink.STREAM)
 
 
@@ -105,11 +111,13 @@ class _Writer:
 
     # ---------------------------------------------------------------------------------- without the array
 
-    def load(self, sink: Sink, count: int, at: int) -> None:
-        """Words of a memory."""
+    def load(self, sink: Sink, count: int, at: int, codes: Sequence[int] = ()) -> None:
+        """Words of a memory; codes: all of theirs, else at random."""
         half = 1 << (self.spec.stream_bits if sink is Sink.STREAM else 8) - 1
         values = self.rng.integers(-half, half, (count, 1, self.size))
         values = np.where(self.rng.random(values.shape) < 0.2, -half, values)
+        if codes:
+            values = np.array(codes).reshape(values.shape)
         planes = [values & 0xFF] if half == 128 else [values & 0xFF, values >> 8 & 0xFF]
         words = np.concatenate(planes, axis=1).astype(np.uint8)
         self.add(Op.LOAD, [words.reshape(-1, self.size)], sink=sink, count=count, sink_base=at)
@@ -207,7 +215,7 @@ class _Writer:
         shape = {"tokens": tokens, "depth": depth, "blocks": blocks, "resume": int(resume)}
         self.add(Op.MULTIPLY, payload, source=source, tile=tile, sink=sink, **shape, **given)
 
-    def column(self, clamp: int) -> tuple[int, int, int, int]:
+    def column(self, clamp: int) -> _Column:
         """A lane's bias, multiplier and shifts.
 
         clamp: a width of codes that sums of a few bytes fill by them; 0 for parameters that may do anything.
@@ -218,6 +226,16 @@ class _Writer:
         reach = 1 << (28 if self.rng.random() < 0.2 else 20)
         shift = self.pick(0, 62) if self.rng.random() < 0.3 else self.pick(24, 44)
         return self.pick(-reach, reach), self.pick(0, (1 << 24) - 1), shift, align
+
+    def biased(self, sink: Sink, columns: Sequence[_Column], base: int = 0, **given: int) -> None:
+        """A product of one token with weights of 0: each column's sum is its bias, whatever that is."""
+        payload = list[Pixels]()
+        for begin in range(0, len(columns), self.size):
+            payload.append(parameter_words(*zip(*columns[begin : begin + self.size], strict=True)))
+            payload.append(np.zeros((self.size, self.size), np.uint8))
+        shape = {"tokens": 1, "depth": 1, "blocks": len(columns) // self.size, "stride": 1, "sink_stride": 1}
+        places = {"source": Source.FEATURES, "tile": Tile.STREAM, "sink": sink, "sink_base": base}
+        self.add(Op.MULTIPLY, payload, **shape, **places, even=1, odd=1, **given)
 
     def any_product(self) -> None:
         """A product of any operand with any tile for any sink."""
@@ -257,11 +275,36 @@ def scattered(spec: AcceleratorSpec, seed: int = 1, image_words: int = 6) -> Sca
         for sink in (Sink.SUMS, last):
             resume = sink is not Sink.SUMS
             write.product(Source.FEATURES, Tile.STREAM, sink, tokens=tokens, depth=2, blocks=1, resume=resume)
+    return _ended(write, image_words)
+
+
+def cornered(spec: AcceleratorSpec, image_words: int = 6) -> Scattered:
+    """The corner rows of :mod:`golden.requant` and :mod:`golden.residual`, a column each of theirs."""
+    write = _Writer(spec, 0, image_words)
+    _filled(write)
+    for _, acc, params in requant_corners(RequantSpec()):
+        multiplier, shift = int(params.multiplier[0]), int(params.shift[0])
+        columns = [(value, multiplier, shift, 0) for value in acc.ravel().tolist()]
+        columns += [(0, 0, 0, 0)] * (-len(columns) % spec.size)
+        write.biased(Sink.QUERIES, columns, clamp=8, zero_out=params.zero_point, gain=(1 << 32) - 1)
+    bits = spec.stream_bits
+    shape = ResidualSpec(in_bits=bits, out_bits=bits, max_shift=7, gain_bits=32, multiplier_bits=24)
+    for _, codes, acc, values in residual_corners(shape):
+        lanes = acc, values.multiplier, values.shift + values.out_shift, values.in_shift
+        columns = list(zip(*(each.tolist() for each in lanes), strict=True))
+        write.load(Sink.STREAM, len(columns) // spec.size, 0, codes.tolist())
+        points = {"zero_in": values.in_zero_point, "zero_out": values.zero_point}
+        write.biased(Sink.STREAM, columns, clamp=bits, gain=values.gain, **points)
+    return _ended(write, image_words)
+
+
+def _ended(write: _Writer, image_words: int) -> Scattered:
+    """A program, and what the hardware must make of it."""
     write.add(Op.END, [])
-    image = write.codes(image_words, spec.size)
+    image = write.codes(image_words, write.size)
     words, events = np.concatenate(write.words), list[Event]()
-    outputs = Machine(spec, events.append).run(words, image)
-    wanted = _wanted(write.steps, spec, events)
+    outputs = Machine(write.spec, events.append).run(words, image)
+    wanted = _wanted(write.steps, write.spec, events)
     return Scattered(words, image, tuple(write.steps), outputs.reshape(-1), wanted)
 
 
