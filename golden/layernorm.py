@@ -24,7 +24,7 @@ project's own, see ``tests/test_layernorm.py`` for the measured error.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isqrt
 from typing import Any, Literal
@@ -38,6 +38,7 @@ from golden.cycles import RowPipeline, tree_levels
 from golden.fixedpoint import Ints, integer, integers, rounding_shift, saturate
 from golden.requant import Finish
 from golden.tables import read_rsqrt, rsqrt_table
+from golden.words import column, signed_word, writes
 
 __all__ = [
     "SPEC_GRID",
@@ -209,23 +210,14 @@ class LayerNormParams(Params):
         They fill the bank that is not in use; the last one makes it current for the next row.
         """
         self.check(spec)
-        scalars = [
-            (WORD["zero_point"], self.zero_point),
-            (WORD["point"], self.point),
-            (WORD["eps_low"], self.eps),
-            (WORD["eps_high"], self.eps >> 32),
-        ]
-        tables = [
-            (TABLE[name] | channel, int(value))
-            for name, column in (
-                ("shift", self.shift),
-                ("gain", self.gain),
-                ("offset", self.offset),
-            )
-            for channel, value in enumerate(column)
-        ]
-        writes = [*scalars, *tables, (WORD["commit"], 0)]
-        return [(address, value & 0xFFFFFFFF) for address, value in writes]
+        scalars = {
+            WORD["zero_point"]: self.zero_point,
+            WORD["point"]: self.point,
+            WORD["eps_low"]: self.eps,
+            WORD["eps_high"]: self.eps >> 32,
+        }
+        tables = {base: getattr(self, name) for name, base in TABLE.items()}
+        return writes(scalars, tables, WORD["commit"])
 
     @classmethod
     def from_words(cls, words: Mapping[int, int], channels: int) -> LayerNormParams:
@@ -233,18 +225,12 @@ class LayerNormParams(Params):
 
         What was never written is 0. Nothing is checked: :meth:`check` does.
         """
-
-        def signed(address: int) -> int:
-            value = words.get(address, 0)
-            return value - (1 << 32) if value >> 31 else value
-
-        tables = {
-            name: np.array([signed(base | channel) for channel in range(channels)], np.int64)
-            for name, base in TABLE.items()
-        }
-        eps = words.get(WORD["eps_high"], 0) << 32 | words.get(WORD["eps_low"], 0)
-        zero_point, point = signed(WORD["zero_point"]), signed(WORD["point"])
-        return cls(zero_point=zero_point, eps=eps, point=point, **tables)
+        return cls(
+            zero_point=signed_word(words.get(WORD["zero_point"], 0)),
+            eps=words.get(WORD["eps_high"], 0) << 32 | words.get(WORD["eps_low"], 0),
+            point=signed_word(words.get(WORD["point"], 0)),
+            **{name: column(words, base, channels) for name, base in TABLE.items()},
+        )
 
 
 WORD = {"zero_point": 0, "point": 1, "eps_low": 2, "eps_high": 3, "commit": 4}
@@ -447,12 +433,5 @@ def corner_rows(
         for step in (-1, 0, 1):
             wanted = (target << spec.output_shift) + half + step
             offset = np.clip(wanted - product, legal.low, legal.high)
-            solved = LayerNormParams(
-                zero_point=base.zero_point,
-                eps=base.eps,
-                point=base.point,
-                shift=base.shift,
-                gain=base.gain,
-                offset=offset,
-            )
+            solved = replace(base, offset=offset)
             yield f"tie above {target}, {step:+d}", codes, solved
