@@ -4,7 +4,7 @@
 It runs in two ways. *All quantisers on*, every operator takes and gives whole numbers held in floats and
 does the unit's arithmetic, tables and all, in float64 (:meth:`CalibratedModel.step`): what hardware should
 give, written a second time and from the grids' float scales. Ratios of scales are dyadic (see
-:mod:`qvit_hw.plan`), so float64 holds nearly every product exactly, ties included; float sums beyond 53
+:mod:`qvit_hw.planner`), so float64 holds nearly every product exactly, ties included; float sums beyond 53
 bits are all that may differ from the golden model. *Some quantisers on* (:meth:`CalibratedModel.run` with
 ``active``), operators are exact and tensors are rounded onto their grids: this shows which quantiser costs
 what.

@@ -12,7 +12,8 @@ from qvit_hw.calibrated import CalibratedModel
 from qvit_hw.correction import attention_gains, correct_bias, refit_weights
 from qvit_hw.network import Network
 from qvit_hw.observation import Observations, observe, observe_inputs
-from qvit_hw.plan import count_tokens, make_plan
+from qvit_hw.plan import count_tokens
+from qvit_hw.planner import make_plan
 from qvit_hw.presets import Preset
 from qvit_hw.quantize import plan_softmax
 from qvit_hw.weights import Moments
@@ -47,7 +48,7 @@ class Preparation:
     moments: Mapping[str, Moments] | None
 
     def build(self, bits: Mapping[str, int] | None = None) -> CalibratedModel:
-        """The calibrated model with these widths (see :func:`qvit_hw.plan.make_plan`), biases as they are."""
+        """The model with these widths (see :func:`qvit_hw.planner.make_plan`), biases as they are."""
         plan = make_plan(
             self.network, self.seen, self.preset, self.affine, bits, self.gains, self.moments
         )
@@ -56,7 +57,7 @@ class Preparation:
     def finish(
         self, bits: Mapping[str, int] | None = None, watch: Watch | None = None
     ) -> CalibratedModel:
-        """The calibrated model with these widths, weights and biases corrected as the preset says.
+        """The model with these widths, weights and biases corrected as the preset says.
 
         To refit weights moves the biases, too: the preset's ``correct_bias`` adds nothing then.
         """
@@ -99,7 +100,7 @@ def calibrate_network(
 ) -> tuple[CalibratedModel, Observations]:
     """Observe a float network on uint8 images and quantise it.
 
-    ``bits``: widths of single weights and tensors, see :func:`qvit_hw.plan.make_plan`.
+    ``bits``: widths of single weights and tensors, see :func:`qvit_hw.planner.make_plan`.
     """
     prepared = prepare(network, images, preset, affine, watch)
     return prepared.finish(bits, watch), prepared.seen

@@ -19,7 +19,8 @@ from qvit_hw.calibration import calibrate_network
 from qvit_hw.errors import UserError
 from qvit_hw.families import lower
 from qvit_hw.integers import export
-from qvit_hw.plan import make_plan, snapped
+from qvit_hw.plan import snapped
+from qvit_hw.planner import make_plan
 from qvit_hw.presets import find_preset
 from qvit_hw.references import float_layernorm, float_softmax, sqnr
 
