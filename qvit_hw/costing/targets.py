@@ -342,8 +342,8 @@ TARGETS: Mapping[str, Target] = {
         ),
         Target(
             "ecp5",
-            "ECP5 LFE5U-85F, speed grade 6, registers packed into multipliers and block RAMs, placed and routed "
-            "by nextpnr (median of three seeds); block RAM of 18 kb",
+            "ECP5 LFE5U-85F, speed grade 6, registers packed into multipliers and block RAMs, placed and "
+            "routed by nextpnr (median of three seeds); block RAM of 18 kb",
             18,
             (2, 8),
             (Variant("default", (_HIDDEN, "synth_ecp5 -top top -json unit.json"), "85k"),),
