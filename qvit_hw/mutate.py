@@ -166,13 +166,15 @@ def _judge(path: str) -> Judge:
 
 
 def _verdict(asked: tuple[Sequence[str], int, int]) -> Verdict:
-    """What is known in the first holder that tells no difference, or in the last."""
-    paths, number, patience = asked
-    verdicts = (_judge(path).verdict(number, seconds=patience) for path in paths)
-    found = Verdict("unknown")
-    for found in verdicts:
-        if found.equivalent:
-            break
+    """What is known in the mutant's own unit, unless it is proven to be equal with the units around it.
+
+    A search from reset says something of the unit alone: those around it take hundreds of cycles until
+    anything reaches it.
+    """
+    (own, *around), number, patience = asked
+    found = _judge(own).verdict(number, seconds=patience)
+    if not found.equivalent and any(_judge(path).proven(number, seconds=patience / 2) for path in around):
+        return Verdict("proven")
     return found
 
 

@@ -287,6 +287,9 @@ def cornered(spec: AcceleratorSpec, image_words: int = 6) -> Scattered:
         columns = [(value, multiplier, shift, 0) for value in acc.ravel().tolist()]
         columns += [(0, 0, 0, 0)] * (-len(columns) % spec.size)
         write.biased(Sink.QUERIES, columns, clamp=8, zero_out=params.zero_point, gain=(1 << 32) - 1)
+    for sign in (1, -1):  # whichever bit alone is beyond a code
+        columns = [(sign << bit, 1, 0, 0) for bit in range(31)] + [(sign, 1, 0, 0)] * (-31 % spec.size)
+        write.biased(Sink.QUERIES, columns, clamp=8)
     bits = spec.stream_bits
     shape = ResidualSpec(in_bits=bits, out_bits=bits, max_shift=7, gain_bits=32, multiplier_bits=24)
     for _, codes, acc, values in residual_corners(shape):
@@ -295,7 +298,30 @@ def cornered(spec: AcceleratorSpec, image_words: int = 6) -> Scattered:
         write.load(Sink.STREAM, len(columns) // spec.size, 0, codes.tolist())
         points = {"zero_in": values.in_zero_point, "zero_out": values.zero_point}
         write.biased(Sink.STREAM, columns, clamp=bits, gain=values.gain, **points)
+    for width in range(1, 25):
+        _cancelling(write, width)
     return _ended(write, image_words)
+
+
+def _cancelling(write: _Writer, width: int) -> None:
+    """Large products of the stream and of the branch whose sum is small, so that each bit of either counts.
+
+    width: of the branch's multiplier M, half of which is more than what is left of the sum.
+    """
+    size, bits = write.size, write.spec.stream_bits
+    codes, columns = list[int](), list[_Column]()
+    gain = write.pick(1, (1 << min(32, 18 + width)) - 1)
+    for _ in range(2 * size):
+        code, align = write.pick(-(1 << bits - 2), (1 << bits - 2) - 1), write.pick(0, 7)
+        multiplier = int(write.rng.integers(1 << width - 1, 1 << width))
+        kept = (code << align) * gain
+        bias = -kept // multiplier
+        if not -(1 << 31) <= bias < 1 << 31:
+            code, bias = 0, write.pick(-100, 100)
+        codes.append(code)
+        columns.append((bias, multiplier, max(0, width - bits), align))
+    write.load(Sink.STREAM, 2, 0, codes)
+    write.biased(Sink.STREAM, columns, clamp=bits, gain=gain)
 
 
 def _ended(write: _Writer, image_words: int) -> Scattered:

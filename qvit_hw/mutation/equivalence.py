@@ -95,11 +95,16 @@ class Judge:
     def verdict(self, number: int, *, seconds: float = 60, depth: int = DEPTH) -> Verdict:
         """What is known about a mutant after so many seconds of the processor."""
         end = time.process_time() + seconds
-        half = time.process_time() + seconds / 2
-        for settled in SETTLED:
-            if time.process_time() < half and self._inductive(number, settled, half):
-                return Verdict("proven")
+        if self.proven(number, seconds=seconds / 2):
+            return Verdict("proven")
         return self._bounded(number, end, depth)
+
+    def proven(self, number: int, *, seconds: float = 60) -> bool:
+        """Whether a mutant is found to be equal for all inputs and for ever."""
+        end = time.process_time() + seconds
+        return any(
+            time.process_time() < end and self._inductive(number, settled, end) for settled in SETTLED
+        )
 
     # ---------------------------------------------------------------------------------- for ever
 
