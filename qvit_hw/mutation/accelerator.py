@@ -39,13 +39,17 @@ SECONDS = 30
 
 @dataclass(frozen=True)
 class Accelerated:
-    """The accelerator in its bench; ``desk`` gives the session, some runs or all."""
+    """The accelerator in its bench; ``desk`` gives the session, some runs or all.
+
+    registers: whether the tests of the registers are run, too; they begin with the session's first run.
+    """
 
     desk: Callable[[], Desk] = trial
     units: Mapping[str, str] = field(default_factory=lambda: UNITS)
     name: str = "accelerator"
     top: str = TOP
     together: str = TOGETHER
+    registers: bool = True
 
     def verilog(self) -> str:
         """Its text, without mutants."""
@@ -59,8 +63,8 @@ class Accelerated:
         simulation = build_bench(tools, made.verilog, desk.spec, folder)
         fates = run_mutants(
             simulation,
-            [MODULE, REGISTERS],
-            [*run_names(desk.session), *register_names()],
+            [MODULE, REGISTERS] if self.registers else [MODULE],
+            [*run_names(desk.session), *(register_names() if self.registers else ())],
             folder,
             [mutant.number for mutant in made.mutants],
             jobs=jobs,

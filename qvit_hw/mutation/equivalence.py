@@ -27,8 +27,8 @@ __all__ = ["Judge", "Verdict"]
 
 SETTLED = (0, 1, 3)
 """Steps before the one looked at, tried in this order."""
-DEPTH = 24
-"""Cycles from reset that the bounded search looks at."""
+DEPTH = 72
+"""Cycles from reset that the bounded search looks at: a row is through by then, behind new parameters."""
 PATIENCE = 5
 """Seconds for one question to the solver."""
 RESETS = {"aresetn": 0, "rst": 1}
