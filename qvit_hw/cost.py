@@ -38,6 +38,8 @@ PAGE, JSON = "cost.html", "cost.json"
 SCHEMA, VERSION = "qvit-hw/cost", 1
 _WIDTH = 132
 """Columns of the tables in a file."""
+TABLE = ("xcup", "ecp5")
+"""Targets of the README's table."""
 
 
 def run(
@@ -59,7 +61,7 @@ def run(
     library = LIBERTY if liberty is None else Path(liberty)
     counts = None if lanes is None or not lanes else _lanes(lanes, units)
     console = Console(stderr=True)
-    targets = _targets(target, library, console)
+    targets = _targets(target or (list(TABLE) if markdown else None), library, console)
     workers = processes(jobs, "Jobs")
     check_replaced(Path(out), JSON, SCHEMA, " and no costs")
     before = baseline.read()
