@@ -242,8 +242,9 @@ def too_many(figures: Figures, device: str) -> str | None:
 
 def _place(target: Target, variant: Variant, figures: Figures, folder: Path) -> Figures:
     """What place and route tells."""
+    assert variant.device is not None
     if target.name == "ecp5":
-        words = _placements(variant, folder)
+        words = _placements(variant.device, folder)
         return {
             "LUT": used(words[0], "TRELLIS_COMB"),
             "FF": used(words[0], "TRELLIS_FF"),
@@ -251,19 +252,18 @@ def _place(target: Target, variant: Variant, figures: Figures, folder: Path) -> 
             "BRAM": used(words[0], "DP16KD"),
             "MHz": median(frequency(said) for said in words),
         }
-    assert variant.device is not None
     if (reason := too_many(figures, variant.device)) is not None:
         return {"note": reason}
     try:
-        return {"MHz": median(frequency(said) for said in _placements(variant, folder))}
+        return {"MHz": median(frequency(said) for said in _placements(variant.device, folder))}
     except Failed as error:
         return {"note": f"does not fit: {str(error).removeprefix('ERROR: ')}"}
 
 
-def _placements(variant: Variant, folder: Path) -> list[str]:
+def _placements(device: str, folder: Path) -> list[str]:
     """What nextpnr says, seed by seed; files have relative names: WebAssembly sees its own folders."""
-    family, *device = _DEVICE_ARGUMENTS[variant.device or ""]
-    command = [_nextpnr(family), f"--{variant.device}", *device, "--json", "unit.json"]
+    family, *arguments = _DEVICE_ARGUMENTS[device]
+    command = [_nextpnr(family), f"--{device}", *arguments, "--json", "unit.json"]
     command += ["--freq", str(GOAL_MHZ), "--timing-allow-fail"]
     return [execute([*command, "--seed", str(seed)], folder, "place.log") for seed in SEEDS]
 

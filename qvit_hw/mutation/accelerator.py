@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from qvit_hw.accelerator import emitted
@@ -51,15 +52,20 @@ class Accelerated:
     together: str = TOGETHER
     registers: bool = True
 
+    @cached_property
+    def _session(self) -> Desk:
+        """The session, written once: its programs are compiled, and golden's machine runs each."""
+        return self.desk()
+
     def verilog(self) -> str:
         """Its text, without mutants."""
-        return emitted(self.desk().spec)
+        return emitted(self._session.spec)
 
     def run(
         self, made: Schemata, folder: Path, tools: Tools, jobs: int, progress: Callable[[int], None]
     ) -> dict[int, Fate]:
         """What became of each mutant."""
-        desk = self.desk()
+        desk = self._session
         simulation = build_bench(tools, made.verilog, desk.spec, folder)
         fates = run_mutants(
             simulation,
