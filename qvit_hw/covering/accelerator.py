@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from qvit_hw.accelerator import emitted
@@ -42,14 +43,19 @@ class Accelerated:
         """Its modules, in groups."""
         return tuple(f"{unit}{self.suffix}" for unit in UNITS)
 
+    @cached_property
+    def _session(self) -> Desk:
+        """The session, written once: its programs are compiled, and golden's machine runs each."""
+        return self.desk()
+
     @property
     def what(self) -> str:
         """Its configuration."""
-        return repr(self.desk().spec)
+        return repr(self._session.spec)
 
     def run(self, folder: Path, tools: Tools) -> Mapping[str, Found]:
         """All runs and the tests of the registers; RunFailed if one fails."""
-        desk = self.desk()
+        desk = self._session
         simulation = build_bench(tools, emitted(desk.spec), desk.spec, folder, counters=COUNTERS)
         plusargs = desk.prepared(folder)
         faults = run_tests(
