@@ -23,11 +23,11 @@ project's own, see ``tests/test_layernorm.py`` for the measured error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from math import isqrt
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,6 @@ __all__ = [
     "LayerNormParams",
     "LayerNormSpec",
     "LayerNormTrace",
-    "corner_rows",
     "layernorm",
     "layernorm_pipeline",
     "layernorm_trace",
@@ -364,74 +363,3 @@ SPEC_GRID: tuple[LayerNormSpec, ...] = (
     LayerNormSpec(max_channels=768, max_shift=0, eps_bits=20, table_bits=9),
 )
 """Specs that every check of the operator runs on."""
-
-
-def corner_rows(
-    spec: LayerNormSpec, seed: int = 0
-) -> Iterator[tuple[str, npt.NDArray[np.int64], LayerNormParams]]:
-    """Yield (name, codes [C], params): extremes, ties and the rows on which peers' units were wrong.
-
-    Constant rows (beta, no NaN), one-hot and two-level rows of the largest variance, rows whose
-    sum is negative, gains that are negative or zero, zero points at both ends, shifts all zero and
-    all at their largest, lengths of 1 and 2; offsets solved so that the last rounding meets a tie
-    and both of its neighbours, and so that the output saturates on either side by one.
-    """
-    rng = np.random.default_rng(seed)
-    low, high = -(1 << (spec.in_bits - 1)), (1 << (spec.in_bits - 1)) - 1
-    top = spec.gain_range.high
-    full, middle = spec.max_channels, min(10, spec.max_point)
-
-    def params(count: int, **changes: Any) -> LayerNormParams:
-        plain: dict[str, Any] = {
-            "zero_point": 0,
-            "eps": spec.min_eps(changes.get("point", middle)),
-            "point": middle,
-            "shift": rng.integers(0, spec.max_shift, count, endpoint=True),
-            "gain": rng.integers(spec.gain_range.low, top, count, endpoint=True),
-            "offset": rng.integers(-(1 << spec.output_shift), 1 << spec.output_shift, count),
-        }
-        return LayerNormParams(**(plain | changes))
-
-    def spread(count: int) -> npt.NDArray[np.int64]:
-        return rng.integers(low, high, count, endpoint=True)
-
-    for count in sorted({1, 2, 3, min(192, full), full - 1 or 1, full}):
-        for value in sorted({low, 0, high}):
-            yield f"constant {value} x {count}", np.full(count, value), params(count)
-        one_hot = np.full(count, low)
-        one_hot[count // 2] = high
-        widest = {"shift": np.full(count, spec.max_shift), "gain": np.full(count, top)}
-        yield f"one hot x {count}", one_hot, params(count, zero_point=low, **widest)
-        yield (
-            f"one hot x {count}, finest",
-            one_hot,
-            params(count, point=spec.max_point, zero_point=high, **widest),
-        )
-        two_level = np.where(np.arange(count) % 2, low, high)
-        yield f"largest variance x {count}", two_level, params(count, zero_point=low, **widest)
-        largest_eps = (1 << spec.eps_bits) - 1
-        yield f"largest E x {count}", two_level, params(count, eps=largest_eps)
-        yield f"random x {count}", spread(count), params(count, point=spec.max_point)
-        yield f"point 0 x {count}", spread(count), params(count, point=0)
-
-    count = min(192, full)
-    yield "all minimum, far zero point", np.full(count, low), params(count, zero_point=high)
-    yield "negative sum", rng.integers(low, low // 2, count), params(count)
-    yield "shifts all 0", spread(count), params(count, shift=np.zeros(count, np.int64))
-    yield "nearly constant", np.arange(count) // (count - 1 or 1), params(count, eps=1)
-    for gain in sorted({spec.gain_range.low, 0, 1, top}):
-        yield f"gain {gain}", spread(count), params(count, gain=np.full(count, gain))
-    for zero_point in (low, high):
-        yield f"zero point {zero_point}", spread(count), params(count, zero_point=zero_point)
-
-    # Solve the offsets: with B = 0 the trace tells t*G, which the wanted values are offset from.
-    codes, base = spread(count), params(count, offset=np.zeros(count, np.int64))
-    product = layernorm_trace(codes, spec, base).scaled
-    half, legal = 1 << (spec.output_shift - 1), spec.bounds["offset"]
-    targets = (-1, 0, 1, (1 << (spec.out_bits - 1)) - 1, -(1 << (spec.out_bits - 1)) - 1)
-    for target in targets:
-        for step in (-1, 0, 1):
-            wanted = (target << spec.output_shift) + half + step
-            offset = np.clip(wanted - product, legal.low, legal.high)
-            solved = replace(base, offset=offset)
-            yield f"tie above {target}, {step:+d}", codes, solved

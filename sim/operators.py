@@ -25,7 +25,7 @@ from golden.layernorm import (
     layernorm_pipeline,
     layernorm_trace,
 )
-from golden.layernorm import corner_rows as layernorm_corners
+from golden.layernorm_corners import corner_rows as layernorm_corners
 from golden.requant import (
     MULTIPLIER,
     SHIFT,

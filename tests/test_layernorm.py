@@ -9,14 +9,8 @@ import numpy as np
 import pytest
 import reference_integers as reference
 
-from golden.layernorm import (
-    SPEC_GRID,
-    LayerNormParams,
-    LayerNormSpec,
-    corner_rows,
-    layernorm,
-    layernorm_trace,
-)
+from golden.layernorm import SPEC_GRID, LayerNormParams, LayerNormSpec, layernorm, layernorm_trace
+from golden.layernorm_corners import corner_rows
 
 ROWS = [
     pytest.param(spec, *row, id=f"{index}: {row[0]}")

@@ -12,6 +12,7 @@ from onnx_runs import changed, reference, session, types
 
 from golden import attention, gelu, layernorm, linear, patch_embed, pool, residual, softmax
 from golden.bounds import Interval
+from golden.layernorm_corners import corner_rows as layernorm_corners
 from golden.node import IMAGE, Flow, Node
 from qvit_hw.errors import UserError
 from qvit_hw.export import integer_onnx
@@ -157,7 +158,7 @@ def test_residual(spec):
 
 @pytest.mark.parametrize("spec", layernorm.SPEC_GRID)
 def test_layernorm(spec):
-    for name, codes, params in layernorm.corner_rows(spec):
+    for name, codes, params in layernorm_corners(spec):
         node = Node(name="y", op="layernorm", inputs=("x",), spec=spec, params=params)
         flows = {"x": Flow(codes.shape, signed(spec.in_bits)), "shape": codes.shape}
         want = layernorm.layernorm(codes, spec, params)
