@@ -8,80 +8,82 @@ each bit is held by the mutants and the proofs.
 
 from __future__ import annotations
 
-__all__ = ["REASONS"]
+from collections.abc import Mapping
+
+__all__ = ["ACCELERATOR_REASONS", "REASONS"]
 
 BEAT = r"(keep|expected|payload|entry|stored|beat|row)"
 
-REASONS: tuple[tuple[str, str, str], ...] = (
-    ("line", r"if \(wake_up_\d+ ?\)", "wakes the process at time zero and does nothing (rtl.emit)"),
-    (
-        "line",
-        r"_core 2'h3:",
-        "the highest bits of a shift of 6 bits, which ends at w/2 + 13, below 48 (golden.layernorm)",
-    ),
-    (
-        "toggle",
-        r"^qvit_attention (beat|row)\[",
-        "counts places in tables of a row's channels, of which codes and v have none (rtl.stream)",
-    ),
-    ("toggle", r"\brows\b", "a counter of 32 bits: so many rows take hours"),
-    ("toggle", r"s_axil_rdata\b", "no register has the bit, or only the counter of rows, which takes hours"),
-    ("toggle", r"s_axil_a[rw]addr\[[01]\]", "accesses are of whole words"),
-    ("toggle", r"s_axil_[br]resp\[0\]", "OKAY, SLVERR and DECERR: bit 0 only falls with bit 1"),
-    ("toggle", rf" \S*{BEAT}\S*:1->0", "lane 0 of a beat is always kept: its bit is 1 from the first on"),
-    ("toggle", r" (m_axis_tdata|out_\d+)\b", "codes are narrower than their bytes: zeros above them"),
-    ("toggle", r"\b(outside|status|clear|found)\b", "elements that fill their bytes are never outside"),
-    ("toggle", r"s_axis_tdata\b", "elements are narrower than their bytes: their sign above them"),
-    ("toggle", r"\bparams__ready\b", "a parameter that is always taken at once"),
-    (
-        "toggle",
-        r"^\w+_core",
-        "inside a core: its width is the interval that golden.bounds gives for all specs and parameters",
-    ),
+WAKE_UP = {r"if \(wake_up_\d+ ?\)": "wakes the process at time zero and does nothing (rtl.emit)"}
+
+
+def _reasons(**tables: Mapping[str, str]) -> tuple[tuple[str, str, str], ...]:
+    """Entries, from a table for each kind of place: why, by expression."""
+    return tuple((kind, place, why) for kind, table in tables.items() for place, why in table.items())
+
+
+REASONS = _reasons(
+    line=WAKE_UP
+    | {
+        r"_core 2'h3:": (
+            "the highest bits of a shift of 6 bits, which ends at w/2 + 13, below 48 (golden.layernorm)"
+        ),
+    },
+    toggle={
+        r"^qvit_attention (beat|row)\[": (
+            "counts places in tables of a row's channels, of which codes and v have none (rtl.stream)"
+        ),
+        r"\brows\b": "a counter of 32 bits: so many rows take hours",
+        r"s_axil_rdata\b": "no register has the bit, or only the counter of rows, which takes hours",
+        r"s_axil_a[rw]addr\[[01]\]": "accesses are of whole words",
+        r"s_axil_[br]resp\[0\]": "OKAY, SLVERR and DECERR: bit 0 only falls with bit 1",
+        rf" \S*{BEAT}\S*:1->0": "lane 0 of a beat is always kept: its bit is 1 from the first on",
+        r" (m_axis_tdata|out_\d+)\b": "codes are narrower than their bytes: zeros above them",
+        r"\b(outside|status|clear|found)\b": "elements that fill their bytes are never outside",
+        r"s_axis_tdata\b": "elements are narrower than their bytes: their sign above them",
+        r"\bparams__ready\b": "a parameter that is always taken at once",
+        r"^\w+_core": (
+            "inside a core: its width is the interval that golden.bounds gives for all specs and parameters"
+        ),
+    },
 )
 """The first that fits counts."""
 
-ACCELERATOR_REASONS: tuple[tuple[str, str, str], ...] = (
-    REASONS[0],
-    ("line", r"_core_sequencer default: ;", "the states have numbers up to 8, in a register of 4 bits"),
-    ("line", r"_queue end else if \(r_en\)", "the row unit takes every word: nothing refuses what it gives"),
-    (
-        "toggle",
-        r" (rows|block|working|\w+__payload(\$\d+)?)\[",
-        "bits of a whole record: each is there under the name of its field, too",
-    ),
-    (
-        "toggle",
-        r"_core\w* \S*(address|base|row|origin|stride|tokens?)\S*\[(9|1\d)\]",
-        "of 16 bits that an instruction can say: no memory here has more than 512 words",
-    ),
-    ("toggle", r" (block|depth)_index\[", "counts as its lower bits do: more would take a longer program"),
-    ("toggle", r"(beat|depth)\[([4-9]|1\d)\]", "words of a row: the units' longest has 16"),
-    ("toggle", r" left\[", "words of a memory or of a run of parameters: no memory here has so many"),
-    ("toggle", r"last_lanes\[", "elements of a word, which has 4"),
-    (
-        "toggle",
-        r"(params|table)__payload\S*address",
-        "a table's places: 64 channels and 256 codes at most",
-    ),
-    ("toggle", r" record\[", "of 32 bits of a parameter's address 14 count, for 64 channels at most"),
-    ("toggle", r" (failure|error)\S*\[3\]", "the largest error code is 6"),
-    ("toggle", r" (image_address|program_address|m_axi_araddr|offset)\S*\[[0-5]\]", "multiples of 64 bytes"),
-    ("toggle", r"_bus rest\[", "bursts end at multiples of 64 bytes, where every region begins"),
-    ("toggle", r" m_axi_arlen\S*\[[4-7]\]", "a burst has 16 words at most"),
-    ("toggle", r" m_axi_ar(burst|cache|prot|size)", "constant"),
-    ("toggle", r" outputs__address\S*\[1[2-5]\]", "beyond the addresses that the registers have"),
-    (
-        "toggle",
-        r"(gelu_params|softmax_params|params|table)__ready",
-        "a parameter of GELU or softmax is always taken at once",
-    ),
-    ("toggle", r"_core_sequencer half", "two words for one of the memory: only where the stream is wider"),
-    ("toggle", r"_core_sequencer place", "a word of 4 bytes holds no more than one record"),
-    ("toggle", r"_core_softmax i__payload\.mask", "the network masks nothing"),
-    ("toggle", r"_core_(layernorm|softmax) (i__ready|o__ready|r_en|w_rdy)", "the row unit is never refused"),
-    ("toggle", r"_queue (r_en|w_rdy)", "likewise: its queue never fills"),
-    ("toggle", r"_(layernorm|softmax)(_queue)? \w*level\[", "likewise: a word or two are there at a time"),
-    ("toggle", r"_core_layernorm o__payload\.keep\[0\]", "lane 0 of a beat is always kept"),
+ACCELERATOR_REASONS = _reasons(
+    line=WAKE_UP
+    | {
+        r"_core_sequencer default: ;": "the states have numbers up to 8, in a register of 4 bits",
+        r"_queue end else if \(r_en\)": "the row unit takes every word: nothing refuses what it gives",
+    },
+    toggle={
+        r" (rows|block|working|\w+__payload(\$\d+)?)\[": (
+            "bits of a whole record: each is there under the name of its field, too"
+        ),
+        r"_core\w* \S*(address|base|row|origin|stride|tokens?)\S*\[(9|1\d)\]": (
+            "of 16 bits that an instruction can say: no memory here has more than 512 words"
+        ),
+        r" (block|depth)_index\[": "counts as its lower bits do: more would take a longer program",
+        r"(beat|depth)\[([4-9]|1\d)\]": "words of a row: the units' longest has 16",
+        r" left\[": "words of a memory or of a run of parameters: no memory here has so many",
+        r"last_lanes\[": "elements of a word, which has 4",
+        r"(params|table)__payload\S*address": "a table's places: 64 channels and 256 codes at most",
+        r" record\[": "of 32 bits of a parameter's address 14 count, for 64 channels at most",
+        r" (failure|error)\S*\[3\]": "the largest error code is 6",
+        r" (image_address|program_address|m_axi_araddr|offset)\S*\[[0-5]\]": "multiples of 64 bytes",
+        r"_bus rest\[": "bursts end at multiples of 64 bytes, where every region begins",
+        r" m_axi_arlen\S*\[[4-7]\]": "a burst has 16 words at most",
+        r" m_axi_ar(burst|cache|prot|size)": "constant",
+        r" outputs__address\S*\[1[2-5]\]": "beyond the addresses that the registers have",
+        r"(gelu_params|softmax_params|params|table)__ready": (
+            "a parameter of GELU or softmax is always taken at once"
+        ),
+        r"_core_sequencer half": "two words for one of the memory: only where the stream is wider",
+        r"_core_sequencer place": "a word of 4 bytes holds no more than one record",
+        r"_core_softmax i__payload\.mask": "the network masks nothing",
+        r"_core_(layernorm|softmax) (i__ready|o__ready|r_en|w_rdy)": "the row unit is never refused",
+        r"_queue (r_en|w_rdy)": "likewise: its queue never fills",
+        r"_(layernorm|softmax)(_queue)? \w*level\[": "likewise: a word or two are there at a time",
+        r"_core_layernorm o__payload\.keep\[0\]": "lane 0 of a beat is always kept",
+    },
 )
 """Likewise, of the accelerator's own modules."""
