@@ -10,6 +10,7 @@ from pathlib import Path
 from golden.attention import AttendSpec
 from golden.softmax import SoftmaxSpec
 from qvit_hw.mutation.schemata import Schemata
+from qvit_hw.mutation.subjects import OneUnit, named
 from rtl.attention import ShiftAttend
 from rtl.emit import emit
 from sim.head_cases import head_cases
@@ -26,10 +27,9 @@ PORTS = tuple(f'public_flat_rw -module "{{top}}" -var "{name}"' for name in ("cl
 
 
 @dataclass(frozen=True)
-class HeadUnit:
+class HeadUnit(OneUnit):
     """Codes and v behind plain streams; only: names of the cases to run, all without."""
 
-    name: str
     spec: AttendSpec
     lanes: int = 3
     only: tuple[str, ...] = ()
@@ -43,16 +43,6 @@ class HeadUnit:
     def what(self) -> str:
         """Its configuration."""
         return f"{self.spec!r}, {self.lanes} lanes"
-
-    @property
-    def units(self) -> dict[str, str]:
-        """All of it is one unit."""
-        return {self.name: ".*"}
-
-    @property
-    def together(self) -> str:
-        """All of it is."""
-        return ""
 
     def verilog(self) -> str:
         """Its text, without mutants."""
@@ -85,11 +75,7 @@ class HeadUnit:
         simulation, tests = self.built(made.verilog, folder, tools, cases)
         numbers = [mutant.number for mutant in made.mutants]
         fates = run_mutants(simulation, [MODULE], tests, folder, numbers, jobs=jobs, progress=progress)
-        names = {test: case.name for test, case in zip(tests, cases, strict=True)}
-        return {
-            number: Fate(fate.how, names.get(fate.test, fate.test), fate.said)
-            for number, fate in fates.items()
-        }
+        return named(fates, {test: case.name for test, case in zip(tests, cases, strict=True)})
 
 
 HEAD_UNITS: tuple[HeadUnit, ...] = (

@@ -8,7 +8,7 @@ the same. Short cases come first: most mutants die in them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ from sim.runner import build
 from sim.scenarios import Row, case_of, operator, scenarios
 from sim.tools import Tools
 
-__all__ = ["ROW_UNITS", "RowUnit", "Subject", "ordered", "register_case"]
+__all__ = ["ROW_UNITS", "OneUnit", "RowUnit", "Subject", "named", "ordered", "register_case"]
 
 REGISTER_TESTS = (
     *("readable", "refused", "decoded", "channel_order"),
@@ -65,6 +65,28 @@ class Subject(Protocol):
         """What became of each mutant."""
 
 
+@dataclass(frozen=True)
+class OneUnit:
+    """What a subject says of its units where it is one."""
+
+    name: str
+
+    @property
+    def units(self) -> dict[str, str]:
+        """All of it is one unit."""
+        return {self.name: ".*"}
+
+    @property
+    def together(self) -> str:
+        """All of it is."""
+        return ""
+
+
+def named(fates: Mapping[int, Fate], cases: Mapping[str, str]) -> dict[int, Fate]:
+    """Fates that tell the case, by the test that ran it; a test without one keeps its name."""
+    return {number: replace(fate, test=cases.get(fate.test, fate.test)) for number, fate in fates.items()}
+
+
 def register_case(unit: Unit) -> Case:
     """One row of almost four beats, which the tests of the registers send."""
     op, rng = operator(unit.op, unit.spec), np.random.default_rng(3)
@@ -83,13 +105,12 @@ def ordered(cases: Sequence[Case], lanes: int) -> list[Case]:
 
 
 @dataclass(frozen=True)
-class RowUnit:
+class RowUnit(OneUnit):
     """A row unit behind its AXI top, with its scenarios and the tests of its registers.
 
     only: names of the scenarios to run; all of them without.
     """
 
-    name: str
     spec: Any
     lanes: int = 2
     only: tuple[str, ...] = ()
@@ -98,16 +119,6 @@ class RowUnit:
     def top(self) -> str:
         """Its top module."""
         return f"qvit_{self.name}"
-
-    @property
-    def units(self) -> dict[str, str]:
-        """All of it is one unit."""
-        return {self.name: ".*"}
-
-    @property
-    def together(self) -> str:
-        """All of it is."""
-        return ""
 
     def _built(self) -> BuiltUnit:
         return build_unit(self.name, self.spec, self.lanes)
@@ -144,10 +155,7 @@ class RowUnit:
             jobs=jobs,
             progress=progress,
         )
-        return {
-            number: Fate(fate.how, names.get(fate.test, fate.test), fate.said)
-            for number, fate in fates.items()
-        }
+        return named(fates, names)
 
 
 ROW_UNITS: tuple[RowUnit, ...] = (
