@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle as calibration would write it, of a small network and its own tensors."""
+"""Bundles: of a small network and its own tensors, as calibration would write it, and of the digits."""
 
 import numpy as np
 from networks import images, tiny_swin, tiny_vit
 
+from qvit_hw import cli
 from qvit_hw.bundle_writer import LayerData, write_bundle
 
 MAKE = {"vit": tiny_vit, "swin": tiny_swin}
@@ -50,3 +51,10 @@ def sample(out, which="vit", seed=0, **changes):
     }
     write_bundle(out, **(content | changes))
     return model, layers
+
+
+def digits(out):
+    """The digits model as the command calibrates it, on a few images; the folder."""
+    wanted = ["--preset", "w8a8p5", "--reparam", "0", "--calibration", "8", "--vector-images", "1"]
+    assert cli.invoke(["calibrate", "--model", "digits", *wanted, "--out", str(out)]) == 0
+    return out

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import onnx
 import pytest
-from bundle_samples import sample
+from bundle_samples import digits, sample
 from onnx_runs import session
 from test_fqvit_block import network as fqvit_network
 
@@ -29,10 +29,7 @@ PIXELS = digits_images("test")[0][:3]
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    out = tmp_path_factory.mktemp("digits") / "bundle"
-    wanted = ["--preset", "w8a8p5", "--reparam", "0", "--calibration", "8", "--vector-images", "1"]
-    assert cli.invoke(["calibrate", "--model", "digits", *wanted, "--out", str(out)]) == 0
-    return out
+    return digits(tmp_path_factory.mktemp("digits") / "bundle")
 
 
 def exported(bundle, out, kind):
