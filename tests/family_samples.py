@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small timm models whose every parameter matters, and how a network is held against them."""
+"""Small timm models whose every parameter matters, how a network is held against them, and their widths."""
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from qvit_hw.calibration import prepare
 from qvit_hw.errors import UserError
 from qvit_hw.families import lower
 from qvit_hw.network import Network
+from qvit_hw.presets import find_preset
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SIZE = (3, 16, 16)
 DEPTH = 2
+W4A8 = find_preset("w4a8")
 BLOCK = (
     *("norm1", "attn.qkv", "attn.scores", "attn", "attn.attend", "attn.proj", "residual1"),
     *("norm2", "mlp.fc1", "mlp.act", "mlp.fc2", "residual2"),
@@ -49,11 +53,16 @@ def tiny_swin(**options) -> SwinTransformer:
     return shake(SwinTransformer(**{**size, **heads, **options}))
 
 
+def pixels(network, count=4, seed=3):
+    """Raw images by chance, [count, channels, height, width]."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, *network.input_size), dtype=torch.uint8, generator=rng)
+
+
 def assert_equal(model: nn.Module, mean=MEAN, std=STD) -> Network:
     """The network's output for raw pixels is the model's for normalised ones; return the network."""
     network = lower(model, mean, std)
-    rng = torch.Generator().manual_seed(1)
-    images = torch.randint(0, 256, (3, *network.input_size), dtype=torch.uint8, generator=rng)
+    images = pixels(network, 3, seed=1)
     shift, scale = (torch.tensor(values).reshape(-1, 1, 1) for values in (mean, std))
     with torch.no_grad():
         want = model((images / 255 - shift) / scale)
@@ -69,3 +78,15 @@ def refused(sentence: str, model: nn.Module, exact: bool = True) -> None:
     pattern = re.escape(sentence) if exact else sentence
     with pytest.raises(UserError, match=f"^{pattern}$"):
         lower(model, MEAN, STD)
+
+
+def prepared(model, preset=W4A8):
+    """A model that is ready for any widths."""
+    network = lower(model, MEAN, STD)
+    return prepare(network, pixels(network), preset)
+
+
+def mixed(model, seed=0):
+    """A width by chance for each name of a cost model."""
+    rng = np.random.default_rng(seed)
+    return {name: int(rng.choice(each)) for name, each in model.choices.items()}

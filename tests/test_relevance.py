@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from family_samples import MEAN, STD, tiny_swin, tiny_vit
+from family_samples import MEAN, STD, pixels, tiny_swin, tiny_vit
 
 from qvit_hw import relevance
 from qvit_hw.allocation import SCORES
@@ -24,11 +24,6 @@ from qvit_hw.relevance import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def pixels(network, count=2, seed=3):
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, *network.input_size), dtype=torch.uint8, generator=rng)
 
 
 def without_constants(network):
@@ -77,7 +72,7 @@ def test_relevance_is_conserved(kind):
     if kind is tiny_swin:  # the bias of the scores is a constant, too
         nodes = [replace(n, bias=None) if n.op == "scores" else n for n in network]
         network = Network(tuple(nodes), network.input_size)
-    found = propagate(network, pixels(network))
+    found = propagate(network, pixels(network, 2))
     last = network.of("residual")[-1].name
     assert torch.allclose(total(found, network.output.name), torch.ones(2).double(), atol=1e-5)
     assert torch.allclose(total(found, last), torch.ones(2).double(), atol=5e-3)
@@ -88,14 +83,14 @@ def test_plain_gradients_do_not_conserve_relevance():
     """A LayerNorm's output does not change with the size of its input: nothing comes through."""
     network = without_constants(lower(tiny_vit(global_pool="avg", fc_norm=False), MEAN, STD))
     rules = {kind: rule for kind, rule in RULES.items() if kind is not LayerNorm}
-    found = propagate(network, pixels(network), rules)
+    found = propagate(network, pixels(network, 2), rules)
     assert imbalance(network, found) > 0.02
     assert total(found, network.of("residual")[-1].name).abs().max() < 0.01
 
 
 def test_constants_keep_their_share():
     network = lower(tiny_vit(), MEAN, STD)
-    found = propagate(network, pixels(network))
+    found = propagate(network, pixels(network, 2))
     names = [node.name for node in network]
     for node in network.of("residual"):
         before = node.inputs[0]
@@ -112,7 +107,7 @@ def test_constants_keep_their_share():
 def test_linear_layers_follow_the_epsilon_rule(monkeypatch):
     monkeypatch.setattr(relevance, "EPSILON", 0.3)  # large enough to see
     network = lower(tiny_vit(num_classes=0), MEAN, STD)
-    found = propagate(network, pixels(network))
+    found = propagate(network, pixels(network, 2))
     node = network["blocks.1.mlp.fc2"]
     x, slopes = found.values[node.inputs[0]].double(), found.slopes[node.name].double()
     z = x @ node.weight.double().T + node.bias.double()
@@ -125,7 +120,7 @@ def test_linear_layers_follow_the_epsilon_rule(monkeypatch):
 
 def test_one_number_in_one_number_out():
     network = lower(tiny_vit(), MEAN, STD)
-    found = propagate(network, pixels(network))
+    found = propagate(network, pixels(network, 2))
     torch.testing.assert_close(
         found.of("blocks.0.mlp.fc1"), found.of("blocks.0.mlp.act"), rtol=1e-3, atol=1e-7
     )
@@ -133,7 +128,7 @@ def test_one_number_in_one_number_out():
 
 def test_a_product_is_shared_by_its_factors():
     network = lower(tiny_vit(), MEAN, STD)
-    found = propagate(network, pixels(network))
+    found = propagate(network, pixels(network, 2))
     out = total(found, "blocks.0.attn.attend")
     assert torch.allclose(total(found, "blocks.0.attn"), out / 2, rtol=1e-3)
     # q and k get half of the scores' relevance each, v the other half of the product's.
@@ -146,7 +141,7 @@ def test_a_product_is_shared_by_its_factors():
 def test_without_rules_it_is_the_gradient():
     """Against one backward pass through all nodes at once."""
     network = lower(tiny_swin(), MEAN, STD)
-    images = pixels(network)
+    images = pixels(network, 2)
     found = propagate(network, images, {})
     tensors = {"image": images.float()}
     for node in network:
