@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_samples import make_bundle, make_results
+from report_samples import make_results
 from safetensors.numpy import load_file, save_file
 
 from qvit_hw.errors import UserError
@@ -18,11 +18,6 @@ from qvit_hw.report_page.pictures import attention_map, error_histogram, png
 from qvit_hw.report_page.results import load_results
 
 FLIPPED = "blocks.0.attn"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("sample") / "bundle")
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import shutil
 
 import numpy as np
 import pytest
-from report_samples import make_bundle
 from safetensors.numpy import load_file
 from sim_units import CONTROL_FAULTS, FAULTS, edit, make_unit
 
@@ -25,18 +24,6 @@ PROBES = {
     "softmax": ["maximum", "total", "log_total"],
     "layernorm": ["total", "squares", "variance", "rsqrt", "rsqrt_shift"],
 }
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return make_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
-
-
-@pytest.fixture(scope="module")
-def rtl(bundle, tmp_path_factory):
-    out = tmp_path_factory.mktemp("rtl") / "rtl"
-    assert generate.run(out=out, bundle=bundle, lanes=2) == 0
-    return out
 
 
 def results(out):
