@@ -15,15 +15,19 @@ from typing import Any
 
 from golden.attention import AttendSpec
 from golden.fixedpoint import integer
-from golden.layernorm import LayerNormSpec
+from golden.layernorm import TABLE, WORD, LayerNormSpec
 from golden.softmax import SoftmaxSpec
 
-__all__ = ["MEMORIES", "PRESETS", "SIZES", "AcceleratorSpec"]
+__all__ = ["MEMORIES", "PRESETS", "SINKS", "SIZES", "SOURCES", "AcceleratorSpec"]
 
 SIZES = (4, 8, 16, 32)
 """Edges of the array: a word of the stream, one instruction and the units' beats go by them."""
 MEMORIES = ("features", "queries", "keys", "values", "stream", "scores", "codes", "outputs")
 """The memories whose depth a spec states, in words of ``size`` elements."""
+SOURCES = ("features", "queries", "codes")
+"""Those whose words pass through the array."""
+SINKS = ("features", "queries", "keys", "values", "scores", "stream", "outputs")
+"""Those that the drain writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,27 @@ class AcceleratorSpec:
     def operand_bits(self) -> int:
         """Width of a code at the array, with sign: 8-bit codes, or one of the powers 2**0 to 2**top."""
         return max(8, self.attend.top + 2)
+
+    def address_bits(self, *memories: str) -> int:
+        """Width of an address that reaches every word of these memories."""
+        deepest: int = max(getattr(self, name) for name in memories)
+        return (deepest - 1).bit_length()
+
+    @property
+    def limits(self) -> Mapping[str, int]:
+        """The most that the hardware counts to, by field: of HEAD, LOAD and WRITE, and of products.
+
+        A product has no more tiles than the deepest source has words, and no more blocks than the deepest
+        sink. As many records as a unit has parameters are enough for all of them.
+        """
+        records = len(TABLE) * self.layernorm.max_channels + len(WORD)
+        return {
+            "image_words": self.features,
+            "count": max(self.features, self.stream, records, 1 << self.gelu_bits),
+            "tokens": self.max_tokens,
+            "depth": max(getattr(self, name) for name in SOURCES),
+            "blocks": max(getattr(self, name) for name in SINKS),
+        }
 
     @property
     def fingerprint(self) -> int:

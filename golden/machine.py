@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from golden.accelerator import AcceleratorSpec
 from golden.bounds import Interval
-from golden.fixedpoint import Ints, integers, rounding_shift, saturate
+from golden.fixedpoint import Ints, integer, integers, rounding_shift, saturate
 from golden.flight import Flight
 from golden.layernorm import WORD, LayerNormParams, layernorm
 from golden.matmul import exact_matmul
@@ -27,6 +27,7 @@ from golden.program import (
     INSTRUCTION_BYTES,
     PARAMETER_WORDS,
     RECORD_BYTES,
+    ROW_MEMORIES,
     Error,
     Instruction,
     Op,
@@ -147,6 +148,8 @@ class Machine:
             self._number += 1
 
     def _execute(self, instruction: Instruction, reader: _Reader) -> None:
+        if instruction.op in (Op.LOAD, Op.WRITE):
+            integer(instruction["count"], "Count", 0, self.spec.limits["count"])
         match instruction.op:
             case Op.LOAD:
                 self._load(instruction, reader)
@@ -174,6 +177,8 @@ class Machine:
     # ------------------------------------------------------------------------- without the array
 
     def _head(self, head: Instruction | None, image: npt.NDArray[np.uint8]) -> None:
+        if len(image) > self.spec.limits["image_words"]:
+            raise ProgramError(Error.IMAGE)
         if head is None or head.op is not Op.HEAD:
             raise ProgramError(Error.HEAD)
         if head["fingerprint"] != self.spec.fingerprint:
@@ -218,7 +223,7 @@ class Machine:
                 f"not {(tokens, depth, last)!r}"
             )
         norm = rows.op is Op.LAYERNORM
-        source, sink = ("stream", "features") if norm else ("scores", "codes")
+        source, sink = ROW_MEMORIES[rows.op]
         grid = np.arange(tokens)[:, None], np.arange(depth)
         read = self._at(source, rows["source_base"] + grid[1] * rows["stride"] + grid[0])
         write = rows["sink_base"] + grid[1] * rows["sink_stride"] + grid[0]
@@ -271,11 +276,8 @@ class Machine:
 
     def _multiply(self, multiply: Instruction, reader: _Reader) -> None:
         blocks, depth, tokens = (multiply[name] for name in ("blocks", "depth", "tokens"))
-        if not blocks or not depth or not 1 <= tokens <= self.spec.max_tokens:
-            raise ValueError(
-                f"A product must have blocks, depth and 1 to {self.spec.max_tokens} tokens, "
-                f"not {(blocks, depth, tokens)!r}"
-            )
+        for name in ("blocks", "depth", "tokens"):
+            integer(multiply[name], name.capitalize(), 1, self.spec.limits[name])
         if multiply["resume"] and blocks != 1:
             raise ValueError(f"Blocks must be 1 with resume, not {blocks!r}")
         words = PARAMETER_WORDS + (depth * self.size if multiply["tile"] == Tile.STREAM else 0)
@@ -315,6 +317,7 @@ class Machine:
         else:
             wide = acc * multiplier
             if sink is Sink.STREAM:
+                element(self.spec, "stream").require(np.array(multiply["zero_in"]), "Zero point")
                 stream = self.memory["stream"][self._at("stream", places)]
                 wide += ((stream - multiply["zero_in"]) << align) * multiply["gain"]
             if not 2 <= multiply["clamp"] <= 32:

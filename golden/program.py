@@ -22,6 +22,7 @@ __all__ = [
     "OPERANDS",
     "PARAMETER_WORDS",
     "RECORD_BYTES",
+    "ROW_MEMORIES",
     "Error",
     "Field",
     "Instruction",
@@ -168,6 +169,11 @@ OPERANDS: Mapping[Op, tuple[str, ...]] = {
     Op.END: (),
 }
 """The fields that each operation has, beside op and wait."""
+ROW_MEMORIES: Mapping[Op, tuple[str, str]] = {
+    Op.LAYERNORM: ("stream", "features"),
+    Op.SOFTMAX: ("scores", "codes"),
+}
+"""Where an operation on rows reads, and where it writes."""
 
 
 @dataclass(frozen=True)

@@ -271,7 +271,10 @@ def wide_trial() -> Desk:
 def interrupted(desk: Desk, program: Program, image: Pixels) -> None:
     """Runs that are no whole ones, behind a reset and behind an error."""
     ended: list[dict[str, Any]] = [{"program_words": n, "error": Error.ENDED} for n in (15, 16)]
-    for more in (*ended, {"abandon": 50}, {"abandon": 20}, *ended):
+    most = desk.spec.limits["image_words"]
+    beyond = [most | 1 << bit | 1 for bit in range(most.bit_length(), 32)]
+    long = [{"image_words": words, "error": Error.IMAGE} for words in beyond]
+    for more in (*ended, {"abandon": 50}, {"abandon": 20}, *ended, *long):
         desk.run(program, image, **more)
 
 

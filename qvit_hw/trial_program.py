@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from golden.accelerator import AcceleratorSpec
+from golden.accelerator import SINKS, AcceleratorSpec
 from golden.flight import Flight
 from golden.machine import Drained, Event, Machine
 from golden.program import (
+    ROW_MEMORIES,
     Instruction,
     Op,
     Sink,
@@ -150,7 +151,7 @@ class _Writer:
         elif changed:
             frac = self.spec.softmax.frac_bits
             self.write(Unit.SOFTMAX, [(0, self.pick(max(0, frac - ALIGN_STEPS + 1), frac))])
-        source, sink = ("stream", "features") if norm else ("scores", "codes")
+        source, sink = ROW_MEMORIES[op]
         given = {}
         for end, memory in (("source", source), ("sink", sink)):
             stride = strides.get(end, tokens + self.pick(0, 3))
@@ -175,16 +176,18 @@ class _Writer:
         resume: bool = False,
         dense: bool = False,
         plain: bool = False,
+        stride: int | None = None,
     ) -> None:
         """A product with parameters at random that the sink can hold.
 
-        dense: no word between its blocks.  plain: the operand as it is.
+        dense: no word between its blocks.  plain: the operand as it is.  stride: at random without.
         """
         spec, size = self.spec, self.size
         bits = {Sink.SCORES: spec.softmax.score_bits, Sink.STREAM: spec.stream_bits, Sink.SUMS: 24}
         gelu = not plain and self.rng.random() < 0.3
         clamp = spec.gelu_bits if gelu else bits.get(sink, 8)
-        tokens, stride = min(tokens, spec.max_tokens), self.pick(tokens, tokens + 3)
+        tokens = min(tokens, spec.max_tokens)
+        stride = self.pick(tokens, tokens + 3) if stride is None else stride
         given: dict[str, Any] = {"stride": stride, "sink_stride": tokens + (0 if dense else self.pick(0, 3))}
         name = source.name.lower()
         given["source_base"] = self.base(name, (depth - 1) * stride + tokens)
@@ -351,7 +354,7 @@ def _filled(write: _Writer) -> None:
 def _far(write: _Writer) -> None:
     """As many tokens, words of a row and tiles as the memories have room for, and strides as long."""
     spec = write.spec
-    for op, source, sink in ((Op.SOFTMAX, "scores", "codes"), (Op.LAYERNORM, "stream", "features")):
+    for op, (source, sink) in ROW_MEMORIES.items():
         unit = spec.softmax.max_tokens if op is Op.SOFTMAX else spec.layernorm.max_channels
         ends = {"source": source, "sink": sink}
         room = {end: getattr(spec, name) - ANYTHING for end, name in ends.items()}
@@ -360,8 +363,12 @@ def _far(write: _Writer) -> None:
         write.rows(op, 1, 2, spec.size, **{end: words - 1 for end, words in room.items()})
         for thirds in (2, 3):
             write.rows(op, 1, unit // spec.size * thirds // 3, spec.size, source=1, sink=1)
-    for depth, blocks in ((spec.features // 8, 1), (1, spec.queries // 8)):
-        write.product(Source.FEATURES, Tile.STREAM, Sink.QUERIES, tokens=1, depth=depth, blocks=blocks)
+    deepest = max((sink for sink in SINKS if sink != "features"), key=lambda sink: int(getattr(spec, sink)))
+    most = {"depth": spec.limits["depth"], "blocks": getattr(spec, deepest)}
+    for name, count in most.items():
+        for thirds in (1, 2, 3):
+            shape = {"depth": 1, "blocks": 1, name: count * thirds // 3, "tokens": 1, "stride": 0}
+            write.product(Source.FEATURES, Tile.STREAM, Sink[deepest.upper()], **shape, dense=True)
 
 
 def _wanted(steps: Sequence[Instruction], spec: AcceleratorSpec, events: Iterable[Event]) -> Wanted:

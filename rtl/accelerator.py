@@ -26,21 +26,24 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from golden.accelerator import AcceleratorSpec
-from golden.program import Error, Sink, Source
+from golden.program import Error, Op, Sink, Source
 from rtl.arith import look_up
 from rtl.control import Control
 from rtl.dma import BurstReader
 from rtl.drain import Drain
 from rtl.layernorm import PtfLayerNorm
 from rtl.matrix import MatrixEngine
-from rtl.rows import ADDRESS_BITS, RowMover
+from rtl.rows import RowMover, rows_layout
 from rtl.sequencer import Sequencer
 from rtl.softmax import Log2Softmax
 
 __all__ = ["Accelerator", "Core"]
 
 PATIENCE = 31
-"""Cycles without a word, and with none to come, after which a program has ended too early."""
+"""Cycles without a word, and with none under way, after which a program has ended too early.
+
+More than :data:`rtl.dma.PAUSE`, so that only the end of the program is as long.
+"""
 
 
 class Core(wiring.Component):
@@ -61,7 +64,7 @@ class Core(wiring.Component):
         self._spec, self._port_bits = spec, port_bits
         outputs = {
             "en": In(1),
-            "address": In(ADDRESS_BITS),
+            "address": In(spec.address_bits("outputs")),
             "word": Out(data.ArrayLayout(signed(32), spec.size)),
         }
         super().__init__(
@@ -87,8 +90,10 @@ class Core(wiring.Component):
         m.submodules.array = array = MatrixEngine(spec, port_bits=self._port_bits)
         m.submodules.drain = drain = Drain(spec, port_bits=self._port_bits)
         norm = PtfLayerNorm(spec.layernorm, lanes=spec.size, port_bits=self._port_bits)
-        m.submodules.layernorm = layernorm = RowMover(norm, field="code")
+        rows = rows_layout(spec, Op.LAYERNORM)
+        m.submodules.layernorm = layernorm = RowMover(rows, norm, field="code")
         m.submodules.softmax = softmax = RowMover(
+            rows_layout(spec, Op.SOFTMAX),
             Log2Softmax(spec.softmax, lanes=spec.size),
             field="score",
             fill=spec.softmax.last_code,

@@ -71,11 +71,11 @@ def product(m: Module, a: Value, b: Value, name: str, *, port_bits: int = CHUNK 
     for low, left in lefts:
         for high, right in rights:
             value = left * right
-            part = Signal(value.shape(), name=f"{name}_part_{low}_{high}")
+            part = Signal(value.shape(), name=f"{name}_part_{low}_{high}", reset_less=True)
             m.d.sync += part.eq(value)
             parts.append(part << low + high)
     value = sum(parts[1:], start=parts[0])
-    result = Signal(value.shape(), name=name)
+    result = Signal(value.shape(), name=name, reset_less=True)
     m.d.sync += result.eq(value)
     return result
 
@@ -90,7 +90,7 @@ def squares(m: Module, values: Sequence[Value], name: str) -> list[Signal]:
     for lane, value in enumerate(carried(m, each, 1, f"{name}_of_{n}") for n, each in enumerate(values)):
         width, half = len(value), 1 << (len(value) - 1)
         if width > 9:
-            found = Signal(2 * width - 1, name=f"{name}_raw_{lane}")
+            found = Signal(2 * width - 1, name=f"{name}_raw_{lane}", reset_less=True)
             m.d.sync += found.eq(value * value)
         else:
             if lane % 2 == 0:

@@ -60,10 +60,14 @@ _RUN = tuple(r.name for r in REGISTERS if r.name.startswith(("image_", "program_
 """Registers that describe the run, and keep still while it is under way."""
 
 
-def outputs_signature(size: int) -> Signature:
+def outputs_signature(spec: AcceleratorSpec) -> Signature:
     """Read port of the outputs as who reads them has it; ``word`` is valid in the cycle after ``en``."""
     return Signature(
-        {"en": Out(1), "address": Out(16), "word": In(ArrayLayout(signed(32), size))}
+        {
+            "en": Out(1),
+            "address": Out(spec.address_bits("outputs")),
+            "word": In(ArrayLayout(signed(32), spec.size)),
+        }
     )
 
 
@@ -94,7 +98,7 @@ class Control(wiring.Component):
                 "finished": In(1),
                 "error": In(4),
                 **{name: In(1) for name in COUNTERS},
-                "outputs": Out(outputs_signature(spec.size)),
+                "outputs": Out(outputs_signature(spec)),
                 "irq": Out(1),
                 **axil_ports((end - 1).bit_length()),
             }

@@ -23,11 +23,13 @@ from amaranth.utils import exact_log2
 from golden.accelerator import SIZES
 from golden.accelerator_cycles import FIFO_WORDS
 
-__all__ = ["BurstReader"]
+__all__ = ["PAUSE", "BurstReader"]
 
 BOUNDARY = 4096
 LONGEST_BURST = 256
 INCREMENTING = 1
+PAUSE = 3
+"""Cycles: to take the program's address behind the image, to ask, and until a word that came is shown."""
 NORMAL_MEMORY = 0b0011
 """``arcache``: bufferable and modifiable, so that an interconnect may join or widen bursts."""
 
@@ -46,7 +48,8 @@ class BurstReader(wiring.Component):
     - ``stop : In(1)``: forget the run: no further burst is asked for, what is under way is swallowed
       (``busy`` until it was), the FIFO is emptied.
     - ``o``: the words, uint8 [size].
-    - ``busy : Out(1)``: words are still to come: ``~busy & ~o.valid`` means that the run has no more.
+    - ``busy : Out(1)``: words are under way. Of a run that has more it is low for ``PAUSE`` cycles at most,
+      unless the FIFO has a word.
     - ``error : Out(1)``: a response since ``start`` was not OKAY; high no later than its word is on ``o``.
     - ``m_axi_ar*``, ``m_axi_r*``: the read channels of AXI4, without ids.
     """
@@ -89,12 +92,12 @@ class BurstReader(wiring.Component):
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        unasked, asked, length = self._requests(m)
+        asked, length = self._requests(m)
         arrived = Signal()
         under_way = Signal(range(self._depth + 1))
         # Words are counted, so that rlast has nothing to add.
         m.d.comb += [
-            self.m_axi_rready.eq(under_way != 0),
+            self.m_axi_rready.eq(self.busy),
             arrived.eq(self.m_axi_rvalid & self.m_axi_rready),
         ]
         m.d.sync += under_way.eq(under_way + Mux(asked, length, 0) - arrived)
@@ -116,21 +119,19 @@ class BurstReader(wiring.Component):
             self.o.payload.as_value().eq(queue.r_data),
             self.o.valid.eq(queue.r_rdy),
             queue.r_en.eq(self.o.ready),
-            # A word that the FIFO has, but does not show yet, is still to come.
-            self.busy.eq(unasked | (under_way != 0) | ((queue.level != 0) & ~queue.r_rdy)),
+            self.busy.eq(under_way != 0),
         ]
         return m
 
-    def _requests(self, m: Module) -> tuple[Signal, Signal, Signal]:
-        """Address channel. Returns whether words are left to ask for, and each burst as it is asked for."""
+    def _requests(self, m: Module) -> tuple[Signal, Signal]:
+        """Address channel. Returns whether a burst is asked for, and its words."""
         word_bits, burst_bits = exact_log2(self._size), exact_log2(self._burst)
         low = word_bits + burst_bits
         block, offset = Signal(64 - low), Signal(burst_bits)
         left, program_next = Signal(32), Signal()
-        unasked, asked, length = Signal(), Signal(), Signal(burst_bits + 1)
+        asked, length = Signal(), Signal(burst_bits + 1)
         rest = Signal(burst_bits + 1)
         m.d.comb += [
-            unasked.eq(program_next | (left != 0)),
             rest.eq(self._burst - offset),
             length.eq(Mux(left < rest, left, rest)),
         ]
@@ -171,4 +172,4 @@ class BurstReader(wiring.Component):
             self.m_axi_arcache.eq(NORMAL_MEMORY),
             self.m_axi_arprot.eq(0),
         ]
-        return unasked, asked, length
+        return asked, length

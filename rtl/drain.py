@@ -17,7 +17,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from golden.accelerator import AcceleratorSpec
+from golden.accelerator import SINKS, AcceleratorSpec
 from golden.accelerator_cycles import DRAIN_LATENCY
 from golden.program import PARAMETER_WORDS, Sink
 from rtl.arith import carried, floor_shift, product
@@ -38,29 +38,30 @@ Y_BITS = 32
 MAX_ALIGN = 7
 
 
-def block_layout() -> data.StructLayout:
+def block_layout(spec: AcceleratorSpec) -> data.StructLayout:
     """What holds for all lanes of a column block."""
-    points = {"zero_in": signed(16), "zero_out": signed(16)}
-    return data.StructLayout({"sink": 3, "gelu": 1, "clamp": 6, "gain": 32, **points, "address": 16})
+    points = {"zero_in": signed(spec.stream_bits), "zero_out": signed(16)}
+    address = spec.address_bits(*SINKS)
+    return data.StructLayout({"sink": 3, "gelu": 1, "clamp": 6, "gain": 32, **points, "address": address})
 
 
 def parameters_layout(spec: AcceleratorSpec) -> data.StructLayout:
     """A word of the lanes' parameters (:func:`golden.program.parameter_words`); with ``last`` the block's."""
     word = data.ArrayLayout(unsigned(8), spec.size)
-    fields = {name: member.shape for name, member in block_layout()}
+    fields = {name: member.shape for name, member in block_layout(spec)}
     return data.StructLayout({"word": word, "last": 1, **fields})
 
 
 def stream_signature(spec: AcceleratorSpec) -> wiring.Signature:
     """Reading words of the stream memory, each a cycle after its address."""
     word = data.ArrayLayout(signed(spec.stream_bits), spec.size)
-    return wiring.Signature({"en": Out(1), "address": Out(16), "word": In(word)})
+    return wiring.Signature({"en": Out(1), "address": Out(spec.address_bits("stream")), "word": In(word)})
 
 
 def result_signature(spec: AcceleratorSpec) -> wiring.Signature:
     """A token's L results, and where they go."""
     lanes = data.ArrayLayout(signed(Y_BITS), spec.size)
-    place = {"sink": Out(3), "address": Out(16), "token": Out(range(spec.max_tokens))}
+    place = {"sink": Out(3), "address": Out(spec.address_bits(*SINKS)), "token": Out(range(spec.max_tokens))}
     return wiring.Signature({"valid": Out(1), **place, "y": Out(lanes)})
 
 
@@ -186,7 +187,7 @@ class Drain(wiring.Component):
         size, load, opening = self._spec.size, self.load.payload, Signal()
         words = data.ArrayLayout(data.ArrayLayout(unsigned(8), size), PARAMETER_WORDS)
         shadow = Signal(words, reset_less=True)
-        block = Signal(block_layout(), reset_less=True)
+        block = Signal(block_layout(self._spec), reset_less=True)
         full = Signal()
         m.d.comb += [self.load.ready.eq(~full), opening.eq(self.sums.valid & self.sums.first)]
         with m.If(opening):
@@ -195,10 +196,10 @@ class Drain(wiring.Component):
             m.d.sync += shadow.as_value().eq(Cat(shadow.as_value()[8 * size :], load.word.as_value()))
             with m.If(load.last):
                 m.d.sync += full.eq(1)
-                m.d.sync += [block[name].eq(load[name]) for name, _ in block_layout()]
+                m.d.sync += [block[name].eq(load[name]) for name, _ in block_layout(self._spec)]
 
-        working = Signal(block_layout())
-        address = Signal(16)
+        working = Signal(block_layout(self._spec))
+        address = Signal.like(block.address)
         outputs = block.sink == Sink.OUTPUTS  # gets acc: y of a factor of 1
         with m.If(opening):
             m.d.sync += working.eq(block)
@@ -223,7 +224,7 @@ class Drain(wiring.Component):
         """X of each lane, 5 cycles after the sums."""
         bits = self._spec.stream_bits
         word = carried(m, self.stream.word, 1, "word")  # 3
-        point = carried(m, zero_in[:bits].as_signed(), 2, "point")
+        point = carried(m, zero_in, 2, "point")
         adding = carried(m, adds, 3, "adding")  # 4
         results = []
         for lane, own in enumerate(lanes):

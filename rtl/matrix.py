@@ -20,7 +20,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from golden.accelerator import AcceleratorSpec
+from golden.accelerator import SOURCES, AcceleratorSpec
 from golden.fixedpoint import integer
 from golden.matrix_cycles import MatrixArray
 from rtl.arith import carried
@@ -41,17 +41,18 @@ def tile_layout(spec: AcceleratorSpec) -> data.StructLayout:
     return data.StructLayout({"word": data.ArrayLayout(signed(8), spec.size), "row": 1, "last": 1})
 
 
-def pass_layout() -> data.StructLayout:
+def pass_layout(spec: AcceleratorSpec) -> data.StructLayout:
     """A pass: its source words and what becomes of the sums."""
     flags = {"source": 2, "even": 1, "odd": 1}
-    return data.StructLayout({**flags, "base": 16, "tokens": 16, "first": 1, "last": 1})
+    words = {"base": spec.address_bits(*SOURCES), "tokens": range(spec.max_tokens + 1)}
+    return data.StructLayout({**flags, **words, "first": 1, "last": 1})
 
 
 def read_signature(spec: AcceleratorSpec) -> wiring.Signature:
     """Reading source words, each a cycle after its address: codes of 8 bits or powers of two."""
     word = data.ArrayLayout(signed(spec.operand_bits), spec.size)
-    address = {"en": Out(1), "source": Out(2), "even": Out(1), "odd": Out(1), "address": Out(16)}
-    return wiring.Signature({**address, "word": In(word)})
+    flags = {"en": Out(1), "source": Out(2), "even": Out(1), "odd": Out(1)}
+    return wiring.Signature({**flags, "address": Out(spec.address_bits(*SOURCES)), "word": In(word)})
 
 
 def sums_signature(spec: AcceleratorSpec) -> wiring.Signature:
@@ -83,7 +84,7 @@ class MatrixEngine(wiring.Component):
         L words fill the shadow tile: word c is its column c (the weights of output c), or with ``row``
         its row c (the weights of input c). Ready until the tile is full, and again from the cycle in
         which it is copied to the working tile.
-    go : In(stream.Signature(pass_layout()))
+    go : In(stream.Signature(pass_layout(spec)))
         A pass over the words ``base`` + t of memory ``source``, t in range(``tokens``), with the tile loaded
         last. It is taken in the cycle of its first address. ``first``: sums start from 0. ``last``: they
         go to ``sums`` and not to the accumulators.
@@ -106,7 +107,7 @@ class MatrixEngine(wiring.Component):
         super().__init__(
             {
                 "load": In(stream.Signature(tile_layout(spec))),
-                "go": In(stream.Signature(pass_layout())),
+                "go": In(stream.Signature(pass_layout(spec))),
                 "read": Out(read_signature(spec)),
                 "sums": Out(sums_signature(spec)),
                 "put": In(wiring.Signature(put)),
@@ -159,7 +160,8 @@ class MatrixEngine(wiring.Component):
 
     def _issue(self, m: Module, full: Value, copy: Value) -> Any:
         """Passes become addresses; what to do with each word and its sums."""
-        go, held, tokens = self.go, Signal(pass_layout()), range(self._spec.max_tokens)
+        layout, tokens = pass_layout(self._spec), range(self._spec.max_tokens)
+        go, held = self.go, Signal(layout)
         left, token, taken = Signal(tokens), Signal(tokens), Signal()
         promised = Signal()  # the shadow tile belongs to a pass that has begun
         m.d.comb += [go.ready.eq(full & ~promised & (left == 0)), taken.eq(go.valid & go.ready)]
@@ -167,9 +169,9 @@ class MatrixEngine(wiring.Component):
             m.d.sync += promised.eq(0)
         with m.Elif(taken):
             m.d.sync += promised.eq(1)
-        now = pass_layout()(Mux(taken, go.payload.as_value(), held.as_value()))
-        layout = {"valid": 1, "opening": 1, "first": 1, "last": 1, "token": token.shape()}
-        passing = Signal(data.StructLayout(layout))
+        now = layout(Mux(taken, go.payload.as_value(), held.as_value()))
+        word = {"valid": 1, "opening": 1, "first": 1, "last": 1, "token": token.shape()}
+        passing = Signal(data.StructLayout(word))
         m.d.comb += [
             self.read.source.eq(now.source),
             self.read.even.eq(now.even),

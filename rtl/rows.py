@@ -15,17 +15,31 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
-from golden.program import FIELDS, OPERANDS, Op
+from golden.accelerator import AcceleratorSpec
+from golden.program import ROW_MEMORIES, Op
 from rtl.row import PARAM_WRITE
 
-__all__ = ["ADDRESS_BITS", "ROWS", "RowMover"]
+__all__ = ["RowMover", "rows_layout"]
 
-ADDRESS_BITS = 16
-"""Width of a word's address in any memory."""
-ROWS = data.StructLayout({name: FIELDS[name].bits for name in OPERANDS[Op.LAYERNORM]})
-"""The operands of an instruction about rows."""
 SKID = 8
 """Words between the memory and the unit: those that the memory still brings when the unit stalls."""
+
+
+def rows_layout(spec: AcceleratorSpec, op: Op) -> data.StructLayout:
+    """The operands of an instruction about rows, as wide as its memories and the longest row need."""
+    source, sink = (spec.address_bits(name) for name in ROW_MEMORIES[op])
+    longest = spec.layernorm.max_channels if op is Op.LAYERNORM else spec.softmax.max_tokens
+    return data.StructLayout(
+        {
+            "last_lanes": range(spec.size + 1),
+            "tokens": min(source, sink) + 1,
+            "depth": range(longest // spec.size + 1),
+            "source_base": source,
+            "sink_base": sink,
+            "stride": source,
+            "sink_stride": sink,
+        }
+    )
 
 
 class RowMover(wiring.Component):
@@ -33,6 +47,8 @@ class RowMover(wiring.Component):
 
     Parameters
     ----------
+    rows : amaranth.lib.data.StructLayout
+        The operands of an instruction: :func:`rows_layout`.
     unit : rtl.softmax.Log2Softmax or rtl.layernorm.PtfLayerNorm
         Has a lane for each element of a word.
     field : str
@@ -44,7 +60,7 @@ class RowMover(wiring.Component):
 
     Members
     -------
-    start : In(stream.Signature(ROWS))
+    start : In(stream.Signature(rows))
         Taken when no rows are under way.
     read, write : memory ports; a word read is there in the cycle after ``en``.
     params : In(stream.Signature(PARAM_WRITE))
@@ -53,16 +69,18 @@ class RowMover(wiring.Component):
         Rows are under way.
     """
 
-    def __init__(self, unit: Any, *, field: str, fill: int | None = None) -> None:
-        self._unit, self._field, self._fill = unit, field, fill
+    def __init__(
+        self, rows: data.StructLayout, unit: Any, *, field: str, fill: int | None = None
+    ) -> None:
+        self._rows, self._unit, self._field, self._fill = rows, unit, field, fill
         beat_in = unit.i.signature.members["payload"].shape
         beat_out = unit.o.signature.members["payload"].shape
         self._in, self._out = beat_in[field].shape, beat_out["code"].shape
-        read = {"en": Out(1), "address": Out(ADDRESS_BITS), "word": In(self._in)}
-        write = {"en": Out(1), "address": Out(ADDRESS_BITS), "word": Out(self._out)}
+        read = {"en": Out(1), "address": Out(rows["source_base"].shape), "word": In(self._in)}
+        write = {"en": Out(1), "address": Out(rows["sink_base"].shape), "word": Out(self._out)}
         super().__init__(
             {
-                "start": In(stream.Signature(ROWS)),
+                "start": In(stream.Signature(rows)),
                 "read": Out(wiring.Signature(read)),
                 "write": Out(wiring.Signature(write)),
                 "params": In(stream.Signature(PARAM_WRITE)),
@@ -74,7 +92,7 @@ class RowMover(wiring.Component):
         m = Module()
         m.submodules.unit = unit = self._unit
         wiring.connect(m, wiring.flipped(self.params), unit.params)
-        rows = Signal(ROWS)
+        rows = Signal(self._rows)
         begins = Signal()
         m.d.comb += [self.start.ready.eq(~self.busy), begins.eq(self.start.valid & ~self.busy)]
         with m.If(begins):
@@ -93,10 +111,10 @@ class RowMover(wiring.Component):
         """
         base = f"{ends}_base"
         stride = rows.stride if ends == "source" else rows.sink_stride
-        token = Signal(16, name=f"{name}_token")
-        beat = Signal(16, name=f"{name}_beat")
-        row = Signal(ADDRESS_BITS, name=f"{name}_row")
-        address = Signal(ADDRESS_BITS, name=f"{name}_address")
+        token = Signal.like(rows.tokens, name=f"{name}_token")
+        beat = Signal.like(rows.depth, name=f"{name}_beat")
+        row = Signal.like(rows[base], name=f"{name}_row")
+        address = Signal.like(rows[base], name=f"{name}_address")
         last, final = Signal(name=f"{name}_last"), Signal(name=f"{name}_final")
         m.d.comb += [last.eq(beat + 1 == rows.depth), final.eq(last & (token + 1 == rows.tokens))]
         with m.If(begins):
@@ -140,7 +158,7 @@ class RowMover(wiring.Component):
     def _lanes(self, rows: Any) -> Value:
         """A one for each element of a row's last beat."""
         count = self._unit.lanes
-        return Cat(Const(lane, 6) < rows.last_lanes for lane in range(count))
+        return Cat(Const(lane) < rows.last_lanes for lane in range(count))
 
     def _writer(self, m: Module, rows: Any, begins: Value) -> Value:
         """Write what the unit gives; high with the last word."""

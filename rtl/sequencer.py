@@ -13,7 +13,7 @@ from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.accelerator import AcceleratorSpec
+from golden.accelerator import SINKS, SOURCES, AcceleratorSpec
 from golden.program import (
     FIELDS,
     INSTRUCTION_BYTES,
@@ -28,9 +28,10 @@ from golden.program import (
 from rtl.drain import parameters_layout
 from rtl.matrix import pass_layout, tile_layout
 from rtl.row import PARAM_WRITE
-from rtl.rows import ADDRESS_BITS, ROWS
+from rtl.rows import rows_layout
 
 __all__ = ["Sequencer"]
+
 
 class Sequencer(wiring.Component):
     """Executes one program; a reset makes it forget whatever it was about.
@@ -61,23 +62,27 @@ class Sequencer(wiring.Component):
         size = spec.size
         code = data.ArrayLayout(signed(8), size)
         wide = data.ArrayLayout(signed(spec.stream_bits), size)
-        port = {"en": Out(1), "address": Out(ADDRESS_BITS)}
         params = Out(stream.Signature(PARAM_WRITE))
+
+        def port(memory: str, word: Any) -> Any:
+            address = Out(spec.address_bits(memory))
+            return Out(wiring.Signature({"en": Out(1), "address": address, "word": word}))
+
         super().__init__(
             {
                 "start": In(1),
                 "image_words": In(32),
                 "stream": In(stream.Signature(data.ArrayLayout(8, size))),
                 "idle": In(3),
-                "features": Out(wiring.Signature({**port, "word": Out(code)})),
-                "residual": Out(wiring.Signature({**port, "word": Out(wide)})),
+                "features": port("features", Out(code)),
+                "residual": port("stream", Out(wide)),
                 "tile": Out(stream.Signature(tile_layout(spec))),
-                "pass_": Out(stream.Signature(pass_layout())),
+                "pass_": Out(stream.Signature(pass_layout(spec))),
                 "block": Out(stream.Signature(parameters_layout(spec))),
-                "keys": Out(wiring.Signature({**port, "word": In(code)})),
-                "values": Out(wiring.Signature({**port, "word": In(code)})),
-                "layernorm": Out(stream.Signature(ROWS)),
-                "softmax": Out(stream.Signature(ROWS)),
+                "keys": port("keys", In(code)),
+                "values": port("values", In(code)),
+                "layernorm": Out(stream.Signature(rows_layout(spec, Op.LAYERNORM))),
+                "softmax": Out(stream.Signature(rows_layout(spec, Op.SOFTMAX))),
                 "layernorm_params": params,
                 "softmax_params": params,
                 "gelu_params": params,
@@ -90,15 +95,17 @@ class Sequencer(wiring.Component):
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
+        spec, limits = self._spec, self._spec.limits
         self._instruction = Signal(8 * INSTRUCTION_BYTES, name="instruction")
         self._wants = Signal(name="wants")  # this state takes words of the stream
-        self._left = Signal(32, name="left")  # words or records
-        self._address = Signal(ADDRESS_BITS, name="address")
-        self._block, self._depth = Signal(16, name="block_index"), Signal(16, name="depth_index")
-        self._count = Signal(range(max(self._spec.size, PARAMETER_WORDS)), name="word_count")
-        self._source = Signal(ADDRESS_BITS, name="source_address")
-        self._origin = Signal(ADDRESS_BITS, name="tile_origin")
-        self._tile = Signal(ADDRESS_BITS, name="tile_address")
+        self._left = Signal(range(limits["count"] + 1), name="left")  # words or records
+        self._address = Signal(spec.address_bits(*SINKS), name="address")
+        self._block = Signal(range(limits["blocks"]), name="block_index")
+        self._depth = Signal(range(limits["depth"]), name="depth_index")
+        self._count = Signal(range(max(spec.size, PARAMETER_WORDS)), name="word_count")
+        self._source = Signal(spec.address_bits(*SOURCES), name="source_address")
+        self._origin = Signal(spec.address_bits("keys", "values"), name="tile_origin")
+        self._tile = Signal.like(self._origin, name="tile_address")
         m.d.comb += [
             self.features.address.eq(self._address),
             self.residual.address.eq(self._address),
@@ -115,6 +122,8 @@ class Sequencer(wiring.Component):
                 flip = Const(int.from_bytes(b"\x80" * self._spec.size, "little"))
                 pixels = self.stream.payload.as_value() ^ flip
                 m.d.comb += self.features.word.as_value().eq(pixels)
+                with m.If(self.image_words > limits["image_words"]):
+                    m.d.comb += self.failure.eq(Error.IMAGE)
                 with m.If(self._next_of_left(m)):
                     m.d.comb += self.features.en.eq(1)
             self._fetch(m)
@@ -129,6 +138,10 @@ class Sequencer(wiring.Component):
         place = FIELDS[name]
         value = self._instruction[place.low : place.low + place.bits]
         return value.as_signed() if place.signed else value
+
+    def _ends(self, index: Value, name: str) -> Value:
+        """Whether ``index`` is the last of as many as a field says; beyond its limit the field is 0."""
+        return index + 1 == self._field(name)[: self._spec.limits[name].bit_length()]
 
     def _take(self, m: Module) -> Value:
         """Take a word of the stream in this state; whether there is one."""
@@ -166,7 +179,7 @@ class Sequencer(wiring.Component):
         op, wait, count = self._field("op"), self._field("wait"), self._field("count")
         rows = {Op.LAYERNORM: self.layernorm, Op.SOFTMAX: self.softmax}
         for unit in rows.values():
-            for name in ROWS.members:
+            for name in unit.payload.shape().members:
                 m.d.comb += unit.payload[name].eq(self._field(name))
         with m.State("issue"):
             with m.If(~headed & (op != Op.HEAD)):
@@ -337,7 +350,7 @@ class Sequencer(wiring.Component):
         m.d.comb += [
             given.base.eq(self._source),
             given.first.eq((self._depth == 0) & ~self._field("resume")),
-            given.last.eq(self._depth + 1 == self._field("depth")),
+            given.last.eq(self._ends(self._depth, "depth")),
         ]
         with m.State("parameters"):
             m.d.comb += [
@@ -366,7 +379,7 @@ class Sequencer(wiring.Component):
                 self._address.eq(self._address + self._field("sink_stride")),
             ]
             m.next = "parameters"
-            with m.If(self._block + 1 == self._field("blocks")):
+            with m.If(self._ends(self._block, "blocks")):
                 m.next = "fetch"
         with m.Else():
             m.d.sync += [

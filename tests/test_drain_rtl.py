@@ -190,7 +190,7 @@ def random_block(rng: np.random.Generator, unit: AcceleratorSpec, tokens: int, *
         gain=int(rng.integers(0, 1 << 32)) >> int(rng.integers(0, 32)),
         zero_in=int(rng.integers(-half, half)),
         zero_out=int(rng.integers(-(1 << 15), 1 << 15)),
-        address=int(rng.integers(0, 1 << 16) - tokens) % (1 << 16),
+        address=int(rng.integers(0, spec().stream - tokens)),
     )
     return replace(block, **fixed)
 

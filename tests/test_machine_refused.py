@@ -38,6 +38,8 @@ def test_another_image_and_another_spec():
     with pytest.raises(ProgramError, match="IMAGE") as caught:
         Machine(spec).run(program(spec, image_words=2), np.zeros((1, 4), np.uint8))
     assert caught.value.error is Error.IMAGE
+    with pytest.raises(ProgramError, match="IMAGE"):
+        Machine(spec).run(program(spec, image_words=129), np.zeros((129, 4), np.uint8))
     with pytest.raises(ProgramError, match="CONFIGURATION"):
         Machine(AcceleratorSpec(size=4)).run(program(spec), np.zeros((0, 4), np.uint8))
 
@@ -65,8 +67,11 @@ PLAIN = block_words(4, [0] * 4, [1] * 4, [0] * 4, [0] * 4, np.full((1, 4, 4), 12
             {"resume": 1, "blocks": 2, "sink_stride": 1},
             None,
         ),
-        ("1 to 16 tokens", Op.MULTIPLY, {"tokens": 17}, None),
-        ("must have blocks, depth", Op.MULTIPLY, {"depth": 0}, None),
+        ("Tokens must be from 1 to 16, not 17", Op.MULTIPLY, {"tokens": 17}, None),
+        ("Depth must be from 1 to 128, not 0", Op.MULTIPLY, {"depth": 0}, None),
+        ("Depth must be from 1 to 128, not 129", Op.MULTIPLY, {"depth": 129}, None),
+        ("Blocks must be from 1 to 128, not 129", Op.MULTIPLY, {"blocks": 129, "sink_stride": 1}, None),
+        ("Zero point must be from -128", Op.MULTIPLY, {"sink": Sink.STREAM, "zero_in": 128}, PLAIN),
         ("Shift n must be from 0 to 62, not 63", Op.MULTIPLY, {}, 63),
         ("not write the words of features", Op.MULTIPLY, {"sink": Sink.FEATURES}, PLAIN),
         ("Sink stride must be at least 1", Op.MULTIPLY, {"blocks": 2}, None),

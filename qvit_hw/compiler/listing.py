@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from golden.accelerator_cycles import timeline
-from golden.program import Instruction, Op, Sink, Source, Tile, Unit, Wait
+from golden.program import ROW_MEMORIES, Instruction, Op, Sink, Source, Tile, Unit, Wait
 from qvit_hw.compiler.program import Program, Step
 
 __all__ = ["listing"]
@@ -72,9 +72,7 @@ def _how(instruction: Instruction) -> str:
         case Op.MULTIPLY:
             return _product(instruction)
         case Op.LAYERNORM | Op.SOFTMAX:
-            source, sink = (
-                ("stream", "features") if instruction.op is Op.LAYERNORM else ("scores", "codes")
-            )
+            source, sink = ROW_MEMORIES[instruction.op]
             return (
                 f"{get('tokens')} rows of {get('depth')} beats, {source}[{get('source_base')}] "
                 f"to {sink}[{get('sink_base')}]"

@@ -230,7 +230,7 @@ def _drained(
         "zero_out": given["zero_out"],
         "gelu": int(bool(writes)),
     }
-    layout = [(name, field.width) for name, field in block_layout()]
+    layout = [(name, field.width) for name, field in block_layout(spec)]
     working = packed(case, [(fields.get(name, 0), width) for name, width in layout])
     registers = {
         f"{name}_0": (start, given[name]) for name in ("bias", "multiplier", "shift", "align")

@@ -17,7 +17,7 @@ from golden.softmax import SoftmaxSpec
 from qvit_hw.proofs.circuit import Circuit
 from qvit_hw.proofs.logic import Bits, Logic
 from qvit_hw.proofs.property import Counterexample, Property
-from rtl.matrix import MatrixEngine
+from rtl.matrix import MatrixEngine, pass_layout
 
 __all__ = ["SPEC", "holds", "properties", "replayed", "tight"]
 
@@ -108,8 +108,8 @@ def replayed(acc_bits: int) -> int:
     for at in range(size):
         last = at == size - 1
         steps.append({"load__valid": 1, "load__payload": codes | last << 8 * size + 1})
-    # Of a pass: source, even, odd, base, tokens, first, last.
-    steps += [{"go__valid": 1, "go__payload": 1 << 20 | 1 << 37}, *[{}] * 2 * FLUSH]
+    one = pass_layout(SPEC).const({"tokens": 1, "last": 1}).as_bits()
+    steps += [{"go__valid": 1, "go__payload": one}, *[{}] * 2 * FLUSH]
     for inputs in steps:
         known = {**inputs, "read__word": codes}
 
