@@ -29,13 +29,13 @@ CONTROL = "mutant"
 CLOCKS = {"clk", "aclk", "CLK"}
 ABSENT = {"EN", "ARST", "SRST"}
 """Ports of a memory that is read without a clock, as all are here: Yosys takes constants alone there."""
+LOOK = "look"
+"""Type and name of the cells that use a probe."""
 MORE = " and more"
 """Of the name of a second holder."""
 SPARE = 2
 """So many times more mutations are listed than asked for: some fall to the rules."""
-PREPARE = (
-    "proc",
-    "setattr -set keep 1 w:probe_*",
+TIDY = (
     "opt_expr -full",
     "opt_merge",
     "opt_muxtree",
@@ -44,7 +44,11 @@ PREPARE = (
     "wreduce",
     "opt_clean -purge",
 )
+PREPARE = ("proc", "setattr -set keep 1 w:probe_*", *TIDY)
 """Redundancy goes first: what a synthesis would drop cannot be mutated to any effect."""
+ACROSS = ("opt_hier", "opt_clean", *TIDY)
+"""So does what a neighbour does not use, or gives as a constant or twice; opt_clean comes first, because
+opt_merge fails where opt_expr has met a register that nobody uses any more."""
 FLAT = ("memory_dff", "memory_collect", "memory_nordff", "async2sync", "dffunmap", "opt_clean")
 """From the flat netlist with its mutants to one that BTOR2 can say."""
 
@@ -112,7 +116,21 @@ def netlist(path: Path, top: str) -> _Yosys:
     """The design of a Verilog file as cells, redundancy gone."""
     yosys = _Yosys()
     yosys(f"read_verilog {path}", f"hierarchy -top {top}", *PREPARE)
+    _looked_at(yosys)
+    yosys(*ACROSS, *ACROSS, f"delete t:{LOOK}")
     return yosys
+
+
+def _looked_at(yosys: _Yosys) -> None:
+    """Give each probe a cell that uses it: a testbench's look is none to passes that cross modules."""
+    from pyosys import libyosys
+
+    for module in yosys.design.selected_modules():
+        probes = [wire for wire in module.selected_wires() if wire.name.str().startswith("\\probe_")]
+        for at, wire in enumerate(probes):
+            cell = module.addCell(libyosys.IdString(f"\\{LOOK}{at}"), libyosys.IdString(f"\\{LOOK}"))
+            cell.setPort(libyosys.IdString("\\A"), libyosys.SigSpec(wire))
+            cell.set_bool_attribute(libyosys.IdString("\\keep"), True)
 
 
 def schemata(
