@@ -87,6 +87,77 @@ def test_a_difference_is_found_and_no_difference_is_proven(edit, how, tmp_path):
     assert verdict.equivalent == (how == "proven")
 
 
+GUARDED = """
+module top(input mutant, input clk, input rst, input go, input stop, input [3:0] x, output [3:0] y);
+  reg valid = 0, late = 0; reg [3:0] data = 0, next = 0; reg [1:0] state = 0; reg [3:0] kept = 0;
+  always @(posedge clk) begin
+    state <= rst ? 2'd0 : state == 0 ? {1'b0, go} : state == 1 ? 2'd2 : stop ? 2'd0 : 2'd2;
+    kept <= state == 0 ? KEPT : kept;
+    valid <= rst ? 1'b0 : VALID;
+    late <= rst ? 1'b0 : valid;
+    data <= go ? x : mutant ? ~x : x;
+    next <= data;
+  end
+  assign y = (USE ? next : 4'd0) ^ (state == 1 ? kept : 4'd0);
+endmodule
+"""
+"""Data beside a valid bit, through two registers; a parameter that one state of a machine uses."""
+
+
+@pytest.mark.parametrize(
+    ("valid", "use", "kept", "how"),
+    [
+        ("go", "late", "x", "proven"),
+        ("go || mutant", "late", "x", "different"),  # what should guard it is broken
+        ("1'b1", "late", "x", "different"),
+        ("go", "late || valid", "x", "different"),  # it is looked at a cycle early, or late
+        ("go", "1'b1", "x", "different"),
+        ("go", "late", "go ? x : mutant ? ~x : x", "proven"),
+        ("go", "late", "stop ? x : mutant ? ~x : x", "different"),
+    ],
+)
+def test_data_counts_only_under_its_guard(valid, use, kept, how, tmp_path):
+    text = GUARDED.replace("VALID", valid).replace("USE", use).replace("KEPT", kept)
+    (tmp_path / "top.v").write_text(text)
+    yosys = netlist(tmp_path / "top.v", "top")
+    yosys(*FLAT, f"write_btor {tmp_path / 'top.btor'}")
+    judge = Judge((tmp_path / "top.btor").read_text())
+    assert judge.proven(1) == (how == "proven")
+    assert judge.verdict(1, depth=8).how == how
+
+
+BEGUN = """
+module top(input mutant, input clk, input x, output y);
+  reg first = 0, then = START;
+  always @(posedge clk) begin first <= x; then <= 1; end
+  assign y = then ? x : x ^ mutant;
+endmodule
+"""
+
+
+@pytest.mark.parametrize(("start", "how"), [("1", "proven"), ("0", "different")])
+def test_the_first_steps_count_though_nothing_leads_to_them(start, how, tmp_path):
+    (tmp_path / "top.v").write_text(BEGUN.replace("START", start))
+    yosys = netlist(tmp_path / "top.v", "top")
+    yosys(*FLAT, f"write_btor {tmp_path / 'top.btor'}")
+    assert Judge((tmp_path / "top.btor").read_text()).verdict(1, depth=8).how == how
+
+
+def test_a_probe_stays_though_only_the_testbench_looks_at_it(tmp_path):
+    (tmp_path / "top.v").write_text(
+        "module part(input clk, input [3:0] x, output reg [3:0] seen, output reg [3:0] lost, output reg y);\n"
+        "  always @(posedge clk) begin seen <= x; lost <= x + 1; y <= &x; end\nendmodule\n"
+        "module top(input clk, input [3:0] x, output y);\n"
+        "  wire [3:0] probe_x, lost; part part(clk, x, probe_x, lost, y);\nendmodule\n"
+    )
+    yosys = netlist(tmp_path / "top.v", "top")
+    yosys(f"write_verilog {tmp_path / 'out.v'}")
+    text = (tmp_path / "out.v").read_text()
+    assert ".seen(probe_x)" in text
+    assert "x + " not in text
+    assert "look" not in text
+
+
 @pytest.mark.parametrize(("offered", "how"), [("go", "proven"), ("1", "different")])
 def test_a_payload_that_nobody_is_offered_means_nothing(offered, how, tmp_path):
     (tmp_path / "top.v").write_text(

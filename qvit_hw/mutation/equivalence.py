@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Proof that a mutant computes what the unit computes: nobody could see it.
 
-Both run side by side on the same inputs. The relation between them says which bits of which registers and
-memories are equal; it begins with all of them (van Eijk, "Sequential equivalence checking without state
-space traversal", DATE 1998). A bit that one clock edge can make different is taken out, until what is left
-keeps itself equal and makes the outputs equal, for all inputs and for ever. States that nothing leads
-to are left out by ``settled`` steps of the unit before the one that is looked at.
+Both run side by side on the same inputs. A relation between them says which bits of which registers and
+memories are equal, always or under a guard (:mod:`qvit_hw.mutation.relation`); it begins with all of them
+(van Eijk, "Sequential equivalence checking without state space traversal", DATE 1998). A bit that one clock
+edge can make different is taken out, until what is left keeps itself equal and makes the outputs equal, for
+all inputs and for ever. States that nothing leads to are left out by ``settled`` steps of the unit before
+the one that is looked at; the first steps from the initial state are then looked at by themselves.
 
 Where that fails, a search from reset tells whether any input makes a difference within some cycles: none
 means "bounded", one is a hint at the test that is missing.
@@ -19,14 +20,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from qvit_hw.mutation.relation import Chance, Reading, Relation, abstract_product
 from qvit_hw.mutation.schemata import CONTROL
 from qvit_hw.proofs.circuit import Circuit, State
 from qvit_hw.proofs.logic import Bits, Logic, Memory
 
 __all__ = ["Judge", "Verdict"]
 
-SETTLED = (0, 1, 3)
-"""Steps before the one looked at, tried in this order."""
+ATTEMPTS = ((0, True), (1, True), (0, False), (1, False), (3, True), (3, False))
+"""Steps before the one looked at, and whether nothing is known of products, tried in this order."""
+IDLE = 24
+"""Trials in a row that take nothing out of the relation before the solver is asked."""
+MODELS = 4
+"""Counterexamples that the solver is asked for before there are trials again, which are cheaper."""
 DEPTH = 72
 """Cycles from reset that the bounded search looks at: a row is through by then, behind new parameters."""
 PATIENCE = 5
@@ -60,29 +66,15 @@ class Verdict:
         return self.how in ("proven", "bounded")
 
 
-class _Reading(Logic):
-    """Remembers the addresses that are read: where two memories are partly equal, it is said there."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.addresses: list[Bits] = []
-
-    def read(self, memory: Memory, address: Bits) -> Bits:
-        """The word at an address."""
-        self.addresses.append(address)
-        return super().read(memory, address)
-
-
 @dataclass
 class _Pair:
-    """Two runs: states of the unit and of the mutant, and what is assumed about them."""
+    """Two runs: states of the unit and of the mutant, and where two memories are partly equal."""
 
-    logic: _Reading
+    logic: Reading
     unit: State
     mutant: State
-    masks: dict[int, int]
-    assumed: list[Bits] = field(default_factory=list)
-    partly: list[tuple[Memory, Memory, int]] = field(default_factory=list)
+    multiply: Callable[[Bits, Bits], Bits] | None
+    partly: list[tuple[Memory, Memory, Bits]] = field(default_factory=list)
 
 
 class Judge:
@@ -103,90 +95,129 @@ class Judge:
         """Whether a mutant is found to be equal for all inputs and for ever."""
         end = time.process_time() + seconds
         return any(
-            time.process_time() < end and self._inductive(number, settled, end) for settled in SETTLED
+            time.process_time() < end and self._inductive(number, settled, abstract, end)
+            for settled, abstract in ATTEMPTS
         )
 
     # ---------------------------------------------------------------------------------- for ever
 
-    def _inductive(self, number: int, settled: int, end: float) -> bool:
-        """Whether a relation is found that keeps itself and makes the outputs equal."""
-        probe = Logic()
-        masks = {}
-        for state, value in self.circuit.anything(probe).items():
-            masks[state] = (1 << value.width) - 1
+    def _inductive(self, number: int, settled: int, abstract: bool, end: float) -> bool:
+        """Whether a relation is found that keeps itself and makes the outputs equal.
+
+        settled: steps of the unit before the one looked at.  abstract: know nothing of products.
+        """
+        relation = Relation(self.circuit.anything(Logic()))
         while time.process_time() < end:
-            pair = self._related(masks, settled)
-            inputs = self._inputs(pair.logic, {})
-            seen, unit = self._step(pair.logic, pair.unit, inputs, 0)
-            found, mutant = self._step(pair.logic, pair.mutant, inputs, number)
             try:
-                if self._solve(pair, [self._outputs_differ(pair.logic, seen, found)], []) is not None:
+                if not self._tried(relation, number, settled, end):
                     return False
-                shrunk = self._shrunk(pair, masks, unit, mutant)
+                pair = self._related(Reading(), relation, settled, abstract)
+                holds, shrunk = self._kept(pair, relation, number)
+                if holds and not shrunk:
+                    pair = self._begun(abstract)
+                    for _ in range(settled):
+                        holds, changed = self._kept(pair, relation, number)
+                        shrunk |= changed
+                        if not holds:
+                            return False
             except TimeoutError:
                 return False
-            if not shrunk:
-                return True
+            if not holds or not shrunk:
+                return holds
         return False
 
-    def _related(self, masks: dict[int, int], settled: int) -> _Pair:
+    def _tried(self, relation: Relation, number: int, settled: int, end: float) -> bool:
+        """Shrink by trials until several of them find nothing; whether the outputs were equal in all."""
+        idle = seed = 0
+        while idle < IDLE and time.process_time() < end:
+            pair = self._related(Chance(seed), relation, settled, abstract=False)
+            holds, shrunk = self._kept(pair, relation, number)
+            if not holds:
+                return False
+            idle, seed = 0 if shrunk else idle + 1, seed + 1
+        return True
+
+    def _related(self, logic: Reading, relation: Relation, settled: int, abstract: bool) -> _Pair:
         """A state of the unit, ``settled`` steps after any, and one of the mutant in relation with it."""
-        logic = _Reading()
+        multiply = abstract_product(logic) if abstract else None
         unit = self.circuit.anything(logic)
         for _ in range(settled):
-            _, unit = self._step(logic, unit, self._inputs(logic, {}), 0)
-        mutant: State = {}
-        pair = _Pair(logic, unit, mutant, masks)
+            _, unit = self._step(logic, unit, self._inputs(logic, {}), 0, multiply)
+        pair = _Pair(logic, unit, {}, multiply)
         for state, value in unit.items():
-            mask, full = masks[state], (1 << value.width) - 1
-            if mask == full:
-                mutant[state] = value
+            mask = relation.mask(logic, state, unit)
+            if mask.value == (1 << value.width) - 1:
+                pair.mutant[state] = value
+            elif isinstance(value, Memory) and isinstance(logic, Chance):
+                pair.mutant[state] = logic.filled_memory(
+                    value.address_bits, self._mixed(logic, value.base, mask)
+                )
             elif isinstance(value, Memory):
                 other = logic.free_memory(value.address_bits, value.width, "mutant")
-                mutant[state] = other
+                pair.mutant[state] = other
                 pair.partly.append((value, other, mask))
             else:
-                other_bits = logic.free(value.width, "mutant")
-                kept = logic.apply("and", value, logic.const(mask, value.width))
-                rest = logic.apply("and", other_bits, logic.const(full & ~mask, value.width))
-                mutant[state] = logic.apply("or", kept, rest)
+                pair.mutant[state] = self._mixed(logic, value, mask)
         return pair
 
-    def _shrunk(self, pair: _Pair, masks: dict[int, int], unit: State, mutant: State) -> bool:
-        """Take the bits that can become different out of the relation; whether there were any."""
-        logic, changed = pair.logic, False
-        for state, after in unit.items():
-            other = mutant[state]
-            mask = masks[state]
-            if not mask or other is after:
-                continue
-            where: Bits | None = None
-            if isinstance(after, Memory):
-                assert isinstance(other, Memory)
-                where = logic.free(after.address_bits, "where")
-                left, right = logic.read(after, where), logic.read(other, where)
-            else:
-                assert isinstance(other, Bits)
-                left, right = after, other
-            while mask:
-                apart = self._apart(logic, left, right, mask)
-                if apart.value == 0:
-                    break
-                model = self._solve(pair, [apart], [left, right])
-                if model is None:
-                    break
-                mask &= ~(model[0] ^ model[1])
-            if mask != masks[state]:
-                masks[state], changed = mask, True
-        return changed
+    @staticmethod
+    def _mixed(logic: Logic, value: Bits, mask: Bits) -> Bits:
+        """A word that is equal in the bits of the mask, and anything else in the others."""
+        kept = logic.apply("and", value, mask)
+        rest = logic.apply("and", logic.free(value.width, "mutant"), logic.invert(mask))
+        return logic.apply("or", kept, rest)
+
+    def _begun(self, abstract: bool) -> _Pair:
+        """Both runs in their initial state: settled steps say nothing of the first ones."""
+        logic = Reading()
+        unit = self.circuit.initial(logic)
+        return _Pair(logic, unit, dict(unit), abstract_product(logic) if abstract else None)
+
+    def _kept(self, pair: _Pair, relation: Relation, number: int) -> tuple[bool, bool]:
+        """Go a step: whether outputs are equal, and whether the relation had to shrink to hold behind it."""
+        logic, inputs = pair.logic, self._inputs(pair.logic, {})
+        seen, pair.unit = self._step(logic, pair.unit, inputs, 0, pair.multiply)
+        found, pair.mutant = self._step(logic, pair.mutant, inputs, number, pair.multiply)
+        if self._solve(pair, [self._outputs_differ(logic, seen, found)], []) is not None:
+            return False, False
+        words = self._words(pair)
+        watched = [held for held in map(pair.unit.__getitem__, relation.watched) if isinstance(held, Bits)]
+        wanted = [*(word for both in words.values() for word in both), *watched]
+        for turn in range(MODELS):
+            apart = [
+                self._apart(logic, *both, relation.mask(logic, state, pair.unit))
+                for state, both in words.items()
+            ]
+            model = self._solve(pair, [logic.some(apart)], wanted)
+            if model is None:
+                return True, turn > 0
+            values = iter(model)
+            differ = {state: next(values) ^ next(values) for state in words}
+            relation.shrink(differ, dict(zip(relation.watched, values, strict=True)))
+        return True, True
 
     @staticmethod
-    def _apart(logic: Logic, left: Bits, right: Bits, mask: int) -> Bits:
+    def _words(pair: _Pair) -> dict[int, tuple[Bits, Bits]]:
+        """What may be different: registers, and a memory's word at any address, of unit and mutant."""
+        words = {}
+        for state, mine in pair.unit.items():
+            other = pair.mutant[state]
+            if other is mine:
+                continue
+            if isinstance(mine, Memory):
+                assert isinstance(other, Memory)
+                where = pair.logic.free(mine.address_bits, "where")
+                mine, other = pair.logic.read(mine, where), pair.logic.read(other, where)
+            assert isinstance(other, Bits)
+            if mine.term is None or other.term is None or mine.term.id() != other.term.id():
+                words[state] = mine, other
+        return words
+
+    @staticmethod
+    def _apart(logic: Logic, left: Bits, right: Bits, mask: Bits) -> Bits:
         """Whether two words differ in a bit of the mask."""
-        if left.term is not None and right.term is not None and left.term.id() == right.term.id():
-            return logic.const(0, 1)
-        bits = logic.const(mask, left.width)
-        return logic.apply("neq", logic.apply("and", left, bits), logic.apply("and", right, bits))
+        differs = logic.apply("and", logic.apply("xor", left, right), mask)
+        return logic.apply("neq", differs, logic.const(0, left.width))
 
     def _solve(self, pair: _Pair, conditions: list[Bits], wanted: list[Bits]) -> list[int] | None:
         """Ask the solver, with what the relation says of each address that was read."""
@@ -204,7 +235,7 @@ class Judge:
 
     def _bounded(self, number: int, end: float, depth: int) -> Verdict:
         """Search all inputs of some cycles from reset for a difference."""
-        logic = _Reading()
+        logic = Reading()
         unit = self.circuit.initial(logic)
         mutant = dict(unit)
         checked = 0
@@ -239,12 +270,17 @@ class Judge:
         return given
 
     def _step(
-        self, logic: Logic, state: State, inputs: Callable[[str, int], Bits], number: int
+        self,
+        logic: Logic,
+        state: State,
+        inputs: Callable[[str, int], Bits],
+        number: int,
+        multiply: Callable[[Bits, Bits], Bits] | None = None,
     ) -> tuple[dict[str, Bits], State]:
         """A cycle of the mutant ``number``; 0 is the unit."""
         chosen = logic.const(number, self.width)
         return self.circuit.step(
-            logic, state, lambda name, width: chosen if name == CONTROL else inputs(name, width)
+            logic, state, lambda name, width: chosen if name == CONTROL else inputs(name, width), multiply
         )
 
     @staticmethod
