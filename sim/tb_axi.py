@@ -76,7 +76,7 @@ async def refused(dut: Any) -> None:
     assert await axil.read(0x3EFC) == (0, DECERR)
     assert await axil.write(0x3EFC, 1) == DECERR
     assert await axil.write(registers["id"], 1) == SLVERR
-    for strobe in (0x0, 0x1, 0x7, 0xE):
+    for strobe in (0x0, 0x1, 0x7, 0xB, 0xD, 0xE):
         assert await axil.write(registers[parameter], 0, strobe) == SLVERR
         assert await axil.write(registers["status"], 7, strobe) == SLVERR
     if JOB.unit.op in ("layernorm", "gelu"):
