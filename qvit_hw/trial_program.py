@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ class _Writer:
     def base(self, memory: str, used: int) -> int:
         """Where words begin so that the memory has ``used`` of them, and none of those that hold anything."""
         depth = getattr(self.spec, memory) - (ANYTHING if memory == "features" else 0)
-        return self.pick(0, depth - used)
+        return self.pick(0, max(0, depth - used))
 
     # ---------------------------------------------------------------------------------- without the array
 
@@ -357,18 +358,26 @@ def _far(write: _Writer) -> None:
     for op, (source, sink) in ROW_MEMORIES.items():
         unit = spec.softmax.max_tokens if op is Op.SOFTMAX else spec.layernorm.max_channels
         ends = {"source": source, "sink": sink}
-        room = {end: getattr(spec, name) - ANYTHING for end, name in ends.items()}
-        for fifths in (1, 2, 3):  # among them each bit is high
-            write.rows(op, min(room.values()) * fifths // 5, 1, spec.size)
+        room = {end: getattr(spec, name) for end, name in ends.items()}
+        for thirds in (1, 2, 3):  # among them each bit is high
+            write.rows(op, min(room.values()) * thirds // 3, 1, spec.size, source=1, sink=1)
         write.rows(op, 1, 2, spec.size, **{end: words - 1 for end, words in room.items()})
         for thirds in (2, 3):
             write.rows(op, 1, unit // spec.size * thirds // 3, spec.size, source=1, sink=1)
     deepest = max((sink for sink in SINKS if sink != "features"), key=lambda sink: int(getattr(spec, sink)))
-    most = {"depth": spec.limits["depth"], "blocks": getattr(spec, deepest)}
-    for name, count in most.items():
-        for thirds in (1, 2, 3):
-            shape = {"depth": 1, "blocks": 1, name: count * thirds // 3, "tokens": 1, "stride": 0}
-            write.product(Source.FEATURES, Tile.STREAM, Sink[deepest.upper()], **shape, dense=True)
+    most = (spec.max_tokens, spec.limits["depth"], getattr(spec, deepest))
+    for only, thirds in product(range(len(most)), (1, 2, 3)):
+        tokens, depth, blocks = (n * thirds // 3 if at == only else 1 for at, n in enumerate(most))
+        write.product(
+            Source.FEATURES,
+            Tile.STREAM,
+            Sink[deepest.upper()],
+            tokens=tokens,
+            depth=depth,
+            blocks=blocks,
+            stride=0,
+            dense=True,
+        )
 
 
 def _wanted(steps: Sequence[Instruction], spec: AcceleratorSpec, events: Iterable[Event]) -> Wanted:

@@ -111,19 +111,20 @@ class RowMover(wiring.Component):
         """
         base = f"{ends}_base"
         stride = rows.stride if ends == "source" else rows.sink_stride
-        token = Signal.like(rows.tokens, name=f"{name}_token")
-        beat = Signal.like(rows.depth, name=f"{name}_beat")
+        tokens = Signal.like(rows.tokens, name=f"{name}_tokens")  # left, as are beats
+        beats = Signal.like(rows.depth, name=f"{name}_beats")
         row = Signal.like(rows[base], name=f"{name}_row")
         address = Signal.like(rows[base], name=f"{name}_address")
         last, final = Signal(name=f"{name}_last"), Signal(name=f"{name}_final")
-        m.d.comb += [last.eq(beat + 1 == rows.depth), final.eq(last & (token + 1 == rows.tokens))]
+        m.d.comb += [last.eq(beats == 1), final.eq(last & (tokens == 1))]
         with m.If(begins):
-            first = self.start.payload[base]
-            m.d.sync += [token.eq(0), beat.eq(0), row.eq(first), address.eq(first)]
+            given = self.start.payload
+            m.d.sync += [tokens.eq(given.tokens), beats.eq(given.depth)]
+            m.d.sync += [row.eq(given[base]), address.eq(given[base])]
         with m.Elif(step):
-            m.d.sync += [beat.eq(beat + 1), address.eq(address + stride)]
+            m.d.sync += [beats.eq(beats - 1), address.eq(address + stride)]
             with m.If(last):
-                m.d.sync += [beat.eq(0), token.eq(token + 1)]
+                m.d.sync += [beats.eq(rows.depth), tokens.eq(tokens - 1)]
                 m.d.sync += [row.eq(row + 1), address.eq(row + 1)]
         return address, last, final
 

@@ -100,8 +100,9 @@ class Sequencer(wiring.Component):
         self._wants = Signal(name="wants")  # this state takes words of the stream
         self._left = Signal(range(limits["count"] + 1), name="left")  # words or records
         self._address = Signal(spec.address_bits(*SINKS), name="address")
-        self._block = Signal(range(limits["blocks"]), name="block_index")
-        self._depth = Signal(range(limits["depth"]), name="depth_index")
+        self._blocks = Signal(range(limits["blocks"] + 1), name="blocks_left")
+        self._depth = Signal(range(limits["depth"] + 1), name="depth_left")
+        self._fresh = Signal(name="fresh")  # the first tile of a block
         self._count = Signal(range(max(spec.size, PARAMETER_WORDS)), name="word_count")
         self._source = Signal(spec.address_bits(*SOURCES), name="source_address")
         self._origin = Signal(spec.address_bits("keys", "values"), name="tile_origin")
@@ -138,10 +139,6 @@ class Sequencer(wiring.Component):
         place = FIELDS[name]
         value = self._instruction[place.low : place.low + place.bits]
         return value.as_signed() if place.signed else value
-
-    def _ends(self, index: Value, name: str) -> Value:
-        """Whether ``index`` is the last of as many as a field says; beyond its limit the field is 0."""
-        return index + 1 == self._field(name)[: self._spec.limits[name].bit_length()]
 
     def _take(self, m: Module) -> Value:
         """Take a word of the stream in this state; whether there is one."""
@@ -285,9 +282,10 @@ class Sequencer(wiring.Component):
 
     def _begin(self, m: Module) -> None:
         """A product's first block."""
-        for counter in (self._block, self._depth, self._count):
-            m.d.sync += counter.eq(0)
         m.d.sync += [
+            self._blocks.eq(self._field("blocks")),
+            self._depth.eq(self._field("depth")),
+            self._fresh.eq(1),
             self._source.eq(self._field("source_base")),
             self._origin.eq(self._field("tile_base")),
             self._tile.eq(self._field("tile_base")),
@@ -349,8 +347,8 @@ class Sequencer(wiring.Component):
         m.d.comb += [given[name].eq(self._field(name)) for name in ("source", "even", "odd", "tokens")]
         m.d.comb += [
             given.base.eq(self._source),
-            given.first.eq((self._depth == 0) & ~self._field("resume")),
-            given.last.eq(self._ends(self._depth, "depth")),
+            given.first.eq(self._fresh & ~self._field("resume")),
+            given.last.eq(self._depth == 1),
         ]
         with m.State("parameters"):
             m.d.comb += [
@@ -371,19 +369,21 @@ class Sequencer(wiring.Component):
         with m.If(self.pass_.payload.last):
             origin = self._origin + Mux(by_row, stride, size)
             m.d.sync += [
-                self._depth.eq(0),
-                self._block.eq(self._block + 1),
+                self._depth.eq(self._field("depth")),
+                self._fresh.eq(1),
+                self._blocks.eq(self._blocks - 1),
                 self._source.eq(self._field("source_base")),
                 self._origin.eq(origin),
                 self._tile.eq(origin),
                 self._address.eq(self._address + self._field("sink_stride")),
             ]
             m.next = "parameters"
-            with m.If(self._ends(self._block, "blocks")):
+            with m.If(self._blocks == 1):
                 m.next = "fetch"
         with m.Else():
             m.d.sync += [
-                self._depth.eq(self._depth + 1),
+                self._depth.eq(self._depth - 1),
+                self._fresh.eq(0),
                 self._source.eq(self._source + stride),
                 self._tile.eq(self._tile + Mux(by_row, size, stride)),
             ]

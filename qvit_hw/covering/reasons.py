@@ -59,13 +59,6 @@ ACCELERATOR_REASONS = _reasons(
         r" (rows|block|working|\w+__payload(\$\d+)?)\[": (
             "bits of a whole record: each is there under the name of its field, too"
         ),
-        r"_core\w* \S*(address|base|row|origin|stride|tokens?)\S*\[(9|1\d)\]": (
-            "of 16 bits that an instruction can say: no memory here has more than 512 words"
-        ),
-        r" (block|depth)_index\[": "counts as its lower bits do: more would take a longer program",
-        r"(beat|depth)\[([4-9]|1\d)\]": "words of a row: the units' longest has 16",
-        r" left\[": "words of a memory or of a run of parameters: no memory here has so many",
-        r"last_lanes\[": "elements of a word, which has 4",
         r"(params|table)__payload\S*address": "a table's places: 64 channels and 256 codes at most",
         r" record\[": "of 32 bits of a parameter's address 14 count, for 64 channels at most",
         r" (failure|error)\S*\[3\]": "the largest error code is 6",
@@ -73,7 +66,6 @@ ACCELERATOR_REASONS = _reasons(
         r"_bus rest\[": "bursts end at multiples of 64 bytes, where every region begins",
         r" m_axi_arlen\S*\[[4-7]\]": "a burst has 16 words at most",
         r" m_axi_ar(burst|cache|prot|size)": "constant",
-        r" outputs__address\S*\[1[2-5]\]": "beyond the addresses that the registers have",
         r"(gelu_params|softmax_params|params|table)__ready": (
             "a parameter of GELU or softmax is always taken at once"
         ),
