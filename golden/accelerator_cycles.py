@@ -37,7 +37,7 @@ DRAIN_LATENCY = 15
 """Cycles from a sum to its result in memory."""
 COPY = 2
 """Cycles from a pass's first address to its tile's copy, when the next one can be loaded."""
-MOVER = 4
+MOVER = 3
 """Cycles from an instruction about rows to its first beat at the unit."""
 
 

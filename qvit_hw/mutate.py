@@ -45,8 +45,8 @@ __all__ = ["BAR", "run"]
 BAR = 0.97
 """Share of the mutants that are not equivalent which the tests of a unit must kill."""
 SUBJECTS: tuple[Subject, ...] = (*ROW_UNITS, *HEAD_UNITS, *ACCELERATOR)
-COMPARING = 40
-"""Seconds to compare a mutant with its unit."""
+COMPARING = 20
+"""Seconds for each question about a mutant and its unit."""
 HINTS = {
     "different": "an input shows it {cycles} cycles after reset: a test is missing",
     "unknown": "no input shows it within {cycles} cycles of reset; neither proven nor refuted beyond",
@@ -65,7 +65,7 @@ def run(
 ) -> int:
     """Make, run and compare the mutants; write the page and its JSON; return the exit status.
 
-    patience: seconds to compare a survivor with its unit.
+    patience: seconds for each question about a survivor.
     """
     if count < 1:
         raise UserError(f"Mutants must be at least 1 of each unit, not {count!r}.")
@@ -166,16 +166,10 @@ def _judge(path: str) -> Judge:
 
 
 def _verdict(asked: tuple[Sequence[str], int, int]) -> Verdict:
-    """What is known in the mutant's own unit, unless it is proven to be equal with the units around it.
-
-    A search from reset says something of the unit alone: those around it take hundreds of cycles until
-    anything reaches it.
-    """
-    (own, *around), number, patience = asked
-    found = _judge(own).verdict(number, seconds=patience)
-    if not found.equivalent and any(_judge(path).proven(number, seconds=patience / 2) for path in around):
-        return Verdict("proven")
-    return found
+    """What is known in the mutant's own unit and with the units around it."""
+    paths, number, patience = asked
+    own, *around = map(_judge, paths)
+    return own.verdict(number, around, seconds=patience)
 
 
 def _entry(unit: str, mutant: Mutant, fate: Fate, verdict: Verdict | None) -> dict[str, Any]:

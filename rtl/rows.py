@@ -10,19 +10,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from golden.accelerator import AcceleratorSpec
 from golden.program import ROW_MEMORIES, Op
-from rtl.row import PARAM_WRITE
+from rtl.arith import carried
+from rtl.row import PARAM_WRITE, delayed
 
 __all__ = ["RowMover", "rows_layout"]
 
-SKID = 8
-"""Words between the memory and the unit: those that the memory still brings when the unit stalls."""
 
 
 def rows_layout(spec: AcceleratorSpec, op: Op) -> data.StructLayout:
@@ -56,7 +54,8 @@ class RowMover(wiring.Component):
     fill : int or None
         What is written behind the last element of a row; None leaves what the unit gives.
 
-    A word is read each cycle unless the unit stalls; a row of so many beats takes as many cycles.
+    A word is read each cycle; a row of so many beats takes as many cycles. The unit takes each of them,
+    because each word that it gives is taken: ``make prove`` shows it ("full rate").
 
     Members
     -------
@@ -129,31 +128,20 @@ class RowMover(wiring.Component):
         return address, last, final
 
     def _reader(self, m: Module, rows: Any, begins: Value) -> None:
-        """Read words ahead of the unit, as many as the queue has room for."""
-        unit, width = self._unit, Shape.cast(self._in).width
-        m.submodules.queue = queue = SyncFIFOBuffered(width=width + 1, depth=SKID)
-        reading, step = Signal(), Signal()
-        address, last, final = self._steps(m, rows, begins, step, "source", "read")
-        m.d.comb += [
-            # Two words may be on their way: one at the memory, one about to be written here.
-            step.eq(reading & (queue.level < SKID - 3)),
-            self.read.en.eq(step),
-            self.read.address.eq(address),
-        ]
+        """Read a word a cycle; it comes in the next, and its way from the memory takes another."""
+        unit, reading = self._unit, Signal()
+        address, last, final = self._steps(m, rows, begins, reading, "source", "read")
+        m.d.comb += [self.read.en.eq(reading), self.read.address.eq(address)]
         with m.If(begins):
             m.d.sync += reading.eq(1)
-        with m.Elif(step & final):
+        with m.Elif(final):
             m.d.sync += reading.eq(0)
-        arrives, arrives_last = Signal(), Signal()
-        m.d.sync += [arrives.eq(step), arrives_last.eq(last)]
+        last = carried(m, last, 2, "arrives_last")
         m.d.comb += [
-            queue.w_en.eq(arrives),
-            queue.w_data.eq(Cat(self.read.word.as_value(), arrives_last)),
-            unit.i.valid.eq(queue.r_rdy),
-            queue.r_en.eq(unit.i.ready),
-            unit.i.payload[self._field].as_value().eq(queue.r_data[:width]),
-            unit.i.payload.last.eq(queue.r_data[width]),
-            unit.i.payload.keep.eq(Mux(queue.r_data[width], self._lanes(rows), -1)),
+            unit.i.valid.eq(delayed(m, reading, 2, "arrives")),
+            unit.i.payload[self._field].eq(carried(m, self.read.word, 1, "word")),
+            unit.i.payload.last.eq(last),
+            unit.i.payload.keep.eq(Mux(last, self._lanes(rows), -1)),
         ]
 
     def _lanes(self, rows: Any) -> Value:

@@ -53,7 +53,6 @@ ACCELERATOR_REASONS = _reasons(
     line=WAKE_UP
     | {
         r"_core_sequencer default: ;": "the states have numbers up to 8, in a register of 4 bits",
-        r"_queue end else if \(r_en\)": "the row unit takes every word: nothing refuses what it gives",
     },
     toggle={
         r" (rows|block|working|\w+__payload(\$\d+)?)\[": (
@@ -72,9 +71,7 @@ ACCELERATOR_REASONS = _reasons(
         r"_core_sequencer half": "two words for one of the memory: only where the stream is wider",
         r"_core_sequencer place": "a word of 4 bytes holds no more than one record",
         r"_core_softmax i__payload\.mask": "the network masks nothing",
-        r"_core_(layernorm|softmax) (i__ready|o__ready|r_en|w_rdy)": "the row unit is never refused",
-        r"_queue (r_en|w_rdy)": "likewise: its queue never fills",
-        r"_(layernorm|softmax)(_queue)? \w*level\[": "likewise: a word or two are there at a time",
+        r"_core_(layernorm|softmax) [io]__ready": "neither refuses the other",
         r"_core_layernorm o__payload\.keep\[0\]": "lane 0 of a beat is always kept",
     },
 )

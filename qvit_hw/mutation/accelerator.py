@@ -28,11 +28,11 @@ UNITS = {
     "sequencer": f"{CORE}_sequencer",
     "array": f"{CORE}_array",
     "drain": f"{CORE}_drain",
-    "rows": f"{CORE}_(layernorm|softmax)(_queue)?",
+    "rows": f"{CORE}_(layernorm|softmax)",
     "core": f"{TOP}(_core)?",
 }
 """Modules by unit."""
-TOGETHER = f"{TOP}|{CORE}(_sequencer|_array|_drain|_(layernorm|softmax)(_queue)?)?"
+TOGETHER = f"{TOP}|{CORE}(_sequencer|_array|_drain|_(layernorm|softmax))?"
 """Addresses have 16 bits, of which a memory takes what it needs, and a step of one is a field of another."""
 SECONDS = 30
 """After which a mutant counts as hung; each of its runs has a limit in cycles, too."""
