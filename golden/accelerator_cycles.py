@@ -55,12 +55,13 @@ class Span:
 class Timeline:
     """All spans in order; the array's passes of an instruction are one span.
 
-    cycles: from start to end.  macs: multiplications that the array did, zeros of partial tiles included.
-    words: of the stream.
+    cycles: from start to end.  waited: those of them in which the sequencer waits for a unit.
+    macs: multiplications that the array did, zeros of partial tiles included.  words: of the stream.
     """
 
     spans: list[Span]
     cycles: int
+    waited: int
     macs: int
     words: int
 
@@ -110,7 +111,12 @@ class _Machine:
             Op.LAYERNORM: (Wait.LAYERNORM, layernorm_pipeline(spec.layernorm, self.size)),
             Op.SOFTMAX: (Wait.SOFTMAX, softmax_pipeline(spec.softmax, self.size)),
         }
-        self.macs = 0
+        self.macs = self.waited = 0
+
+    def _when(self, now: int, free: int) -> int:
+        """When a unit is free that the sequencer waits for from ``now`` on."""
+        self.waited += max(0, free - now)
+        return max(now, free)
 
     def fetched(self, now: int) -> int:
         """An instruction has come."""
@@ -121,9 +127,8 @@ class _Machine:
         units = [unit for unit in self.idle if step.wait & unit]
         if step.op in self.rows:
             units.append(self.rows[step.op][0])
-        if step.op is Op.END:
-            units = list(self.idle)
-        return max([now, *(self.idle[unit] for unit in units)])
+        now = self._when(now, max((self.idle[unit] for unit in units), default=0))
+        return max(now, *self.idle.values()) if step.op is Op.END else now
 
     def execute(self, now: int, step: Instruction) -> tuple[int, str, int, int]:
         """(when the sequencer goes on, unit at work, from, to) of an instruction handed over at ``now``."""
@@ -163,11 +168,11 @@ class _Machine:
         tokens, begin = step["tokens"], -1
         from_memory = step["tile"] != Tile.STREAM
         for _ in range(step["blocks"]):
-            now = self.supply.take(max(now, self.block_free), PARAMETER_WORDS)
+            now = self.supply.take(self._when(now, self.block_free), PARAMETER_WORDS)
             for k in range(step["depth"]):
-                now = max(now, self.tile_free)
+                now = self._when(now, self.tile_free)
                 now = now + self.size + 1 if from_memory else self.supply.take(now, self.size)
-                now = max(now, self.pass_free)
+                now = self._when(now, self.pass_free)
                 begin = now if begin < 0 else begin
                 self.pass_free = now + tokens
                 self.tile_free = now + COPY
@@ -201,4 +206,4 @@ def timeline(
         now, unit, begin, end = machine.execute(now, step)
         if unit:
             spans.append(Span(index, unit, begin, end))
-    return Timeline(spans, now, machine.macs, machine.supply.words)
+    return Timeline(spans, now, machine.waited, machine.macs, machine.supply.words)

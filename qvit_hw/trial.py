@@ -176,6 +176,7 @@ def counters(steps: Sequence[Instruction], spec: AcceleratorSpec, bus: Bus) -> d
         found[f"{unit}_busy"] = (run.busy(unit), run.busy(unit))
     if not (bus.seed or bus.gaps):
         found["cycles"] = (run.cycles - START, run.cycles + START)
+        found["unit_wait"] = (run.waited, run.waited)
     return found
 
 
@@ -231,6 +232,7 @@ def trial() -> Desk:
     desk.cornered()
     for seed in range(1, 4):
         desk.scattered(seed)
+    desk.scattered(20, image_words=desk.spec.limits["image_words"])
     refused(desk, model, program, image)
     for seed, bus in enumerate((Bus(60, 100, 4), Bus(1, 60), Bus(1, 150), Bus(16, 150), Bus(100, 60)), 4):
         desk.scattered(seed, bus, image_words=16)
@@ -255,6 +257,7 @@ def wide_trial() -> Desk:
     desk.cornered()
     for seed in range(1, 4):
         desk.scattered(seed)
+    desk.scattered(20, image_words=desk.spec.limits["image_words"])
     for seed, bus in enumerate((Bus(60, 100, 4), Bus(1, 60), Bus(1, 150), Bus(16, 150), Bus(100, 60)), 4):
         desk.scattered(seed, bus, image_words=16)
     refused(desk, model, program, image)

@@ -291,9 +291,13 @@ def cornered(spec: AcceleratorSpec, image_words: int = 6) -> Scattered:
         columns = [(value, multiplier, shift, 0) for value in acc.ravel().tolist()]
         columns += [(0, 0, 0, 0)] * (-len(columns) % spec.size)
         write.biased(Sink.QUERIES, columns, clamp=8, zero_out=params.zero_point, gain=(1 << 32) - 1)
-    for sign in (1, -1):  # whichever bit alone is beyond a code
-        columns = [(sign << bit, 1, 0, 0) for bit in range(31)] + [(sign, 1, 0, 0)] * (-31 % spec.size)
-        write.biased(Sink.QUERIES, columns, clamp=8)
+    for sign in (1, -1):  # whichever bit alone is beyond a code, in each lane
+        for lane in range(spec.size):
+            places = [*range(lane), *range(54)]
+            columns = [(sign << max(0, bit - 23), 1 << min(bit, 23), 0, 0) for bit in places]
+            columns += [(sign, 1, 0, 0)] * (-len(columns) % spec.size)
+            write.biased(Sink.QUERIES, columns, clamp=8)
+        write.biased(Sink.SUMS, [(sign << 30, 1 << 23, 0, 0)] * spec.size, clamp=32)
     bits = spec.stream_bits
     shape = ResidualSpec(in_bits=bits, out_bits=bits, max_shift=7, gain_bits=32, multiplier_bits=24)
     for _, codes, acc, values in residual_corners(shape):
@@ -367,17 +371,9 @@ def _far(write: _Writer) -> None:
     deepest = max((sink for sink in SINKS if sink != "features"), key=lambda sink: int(getattr(spec, sink)))
     most = (spec.max_tokens, spec.limits["depth"], getattr(spec, deepest))
     for only, thirds in product(range(len(most)), (1, 2, 3)):
-        tokens, depth, blocks = (n * thirds // 3 if at == only else 1 for at, n in enumerate(most))
-        write.product(
-            Source.FEATURES,
-            Tile.STREAM,
-            Sink[deepest.upper()],
-            tokens=tokens,
-            depth=depth,
-            blocks=blocks,
-            stride=0,
-            dense=True,
-        )
+        t, d, b = (n * thirds // 3 if at == only else 1 for at, n in enumerate(most))
+        places = Source.FEATURES, Tile.STREAM, Sink[deepest.upper()]
+        write.product(*places, tokens=t, depth=d, blocks=b, stride=0, dense=True)
 
 
 def _wanted(steps: Sequence[Instruction], spec: AcceleratorSpec, events: Iterable[Event]) -> Wanted:

@@ -28,7 +28,7 @@ from amaranth.lib.wiring import In, Out
 from golden.accelerator import AcceleratorSpec
 from golden.program import Error, Op, Sink, Source
 from rtl.arith import look_up
-from rtl.control import Control
+from rtl.control import ALIGNMENT, Control
 from rtl.dma import BurstReader
 from rtl.drain import Drain
 from rtl.layernorm import PtfLayerNorm
@@ -295,7 +295,7 @@ class Accelerator(wiring.Component):
 
     def __init__(self, spec: AcceleratorSpec, *, port_bits: int = 27) -> None:
         self._spec, self._port_bits = spec, port_bits
-        self._control, self._bus = Control(spec), BurstReader(size=spec.size)
+        self._control, self._bus = Control(spec), BurstReader(size=spec.size, align=1 << ALIGNMENT)
         super().__init__(
             {
                 name: member

@@ -20,7 +20,7 @@ from golden.accelerator import AcceleratorSpec
 from rtl.axi import Register
 from rtl.axil import DECERR, OKAY, SLVERR, axil_ports, write_channel
 
-__all__ = ["COUNTERS", "OUTPUTS_BASE", "REGISTERS", "Control", "outputs_signature"]
+__all__ = ["ALIGNMENT", "COUNTERS", "OUTPUTS_BASE", "REGISTERS", "Control", "outputs_signature"]
 
 IDENTITY = int.from_bytes(b"qvit", "big")
 MAP_VERSION = 1
@@ -58,6 +58,11 @@ REGISTERS = tuple(
 )
 _RUN = tuple(r.name for r in REGISTERS if r.name.startswith(("image_", "program_")))
 """Registers that describe the run, and keep still while it is under way."""
+
+
+def _zeros(name: str) -> int:
+    """Low bits of a register that are always 0."""
+    return ALIGNMENT if name.endswith("address_low") else 0
 
 
 def outputs_signature(spec: AcceleratorSpec) -> Signature:
@@ -112,10 +117,13 @@ class Control(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         busy, done, error, interrupt = Signal(), Signal(), Signal(4), Signal()
-        written = {"interrupt": Cat(interrupt)}
-        for name in _RUN:
-            whole = getattr(self, name.removesuffix("_low").removesuffix("_high"))
-            written[name] = whole[32:] if name.endswith("_high") else whole[:32]
+        written: dict[str, Value] = {"interrupt": interrupt}
+        for region in ("image", "program"):
+            address, words = Signal(64 - ALIGNMENT, name=f"{region}_place"), getattr(self, f"{region}_words")
+            m.d.comb += getattr(self, f"{region}_address").eq(Cat(Const(0, ALIGNMENT), address))
+            written[f"{region}_address_low"] = address[: 32 - ALIGNMENT]
+            written[f"{region}_address_high"] = address[32 - ALIGNMENT :]
+            written[f"{region}_words"] = words
         live: dict[str, Any] = {
             "id": IDENTITY,
             "version": MAP_VERSION,
@@ -125,7 +133,7 @@ class Control(wiring.Component):
             "status": Cat(busy, done, Const(0, 2), error),
             "size": self._spec.size,
             **self._counters(m, busy),
-            **written,
+            **{name: Cat(Const(0, _zeros(name)), value) for name, value in written.items()},
         }
         start, clear = self._writes(m, written, busy)
         self._reads(m, live)
@@ -174,9 +182,8 @@ class Control(wiring.Component):
                             elif register.name == "status":
                                 m.d.comb += clear.eq(write.value[1])
                             else:
-                                low = ALIGNMENT if register.name.endswith("_low") else 0
-                                aligned = Cat(Const(0, low), write.value[low:])
-                                m.d.sync += written[register.name].eq(aligned)
+                                value = write.value[_zeros(register.name) :]
+                                m.d.sync += written[register.name].eq(value)
         return start, clear
 
     def _reads(self, m: Module, live: dict[str, Any]) -> None:

@@ -38,23 +38,26 @@ class BurstReader(wiring.Component):
     """AXI4 read master and FIFO: first the image's words, then the program's.
 
     size: bytes of a word, the width of the bus.  depth: words of the FIFO.  burst: words of the
-    longest burst, a power of two, at most 4 KiB.
+    longest burst, a power of two, at most 4 KiB.  align: addresses are multiples of so many bytes, a power
+    of two, at least ``size``, which it is without.
 
     Members:
 
     - ``start : In(1)``: begin a run, only while not ``busy`` and with nothing on ``o``.
-    - ``image_address, program_address : In(64)``: bytes, multiples of ``size``;
+    - ``image_address, program_address : In(64)``: bytes, multiples of ``align``;
       ``image_words, program_words : In(32)``; all of them constant while ``busy``.
     - ``stop : In(1)``: forget the run: no further burst is asked for, what is under way is swallowed
       (``busy`` until it was), the FIFO is emptied.
     - ``o``: the words, uint8 [size].
     - ``busy : Out(1)``: words are under way. Of a run that has more it is low for ``PAUSE`` cycles at most,
       unless the FIFO has a word.
-    - ``error : Out(1)``: a response since ``start`` was not OKAY; high no later than its word is on ``o``.
+    - ``error : Out(1)``: a response was not OKAY: a pulse, no later than its word is on ``o``.
     - ``m_axi_ar*``, ``m_axi_r*``: the read channels of AXI4, without ids.
     """
 
-    def __init__(self, *, size: int, depth: int = FIFO_WORDS, burst: int = 16) -> None:
+    def __init__(
+        self, *, size: int, depth: int = FIFO_WORDS, burst: int = 16, align: int | None = None
+    ) -> None:
         if size not in SIZES:
             raise ValueError(f"Size must be one of {SIZES}, not {size!r}")
         longest = min(LONGEST_BURST, BOUNDARY // size)
@@ -62,7 +65,10 @@ class BurstReader(wiring.Component):
             raise ValueError(f"Burst must be a power of two from 2 to {longest}, not {burst!r}")
         if depth < 2 * burst:
             raise ValueError(f"Depth must be at least {2 * burst}, two bursts, not {depth!r}")
-        self._size, self._depth, self._burst = size, depth, burst
+        align = size if align is None else align
+        if align & (align - 1) or align < size:
+            raise ValueError(f"Alignment must be a power of two of at least {size}, not {align!r}")
+        self._size, self._depth, self._burst, self._align = size, depth, burst, align
         super().__init__(
             {
                 "start": In(1),
@@ -101,10 +107,7 @@ class BurstReader(wiring.Component):
             arrived.eq(self.m_axi_rvalid & self.m_axi_rready),
         ]
         m.d.sync += under_way.eq(under_way + Mux(asked, length, 0) - arrived)
-        with m.If(self.start):
-            m.d.sync += self.error.eq(0)
-        with m.Elif(arrived & (self.m_axi_rresp != 0)):
-            m.d.sync += self.error.eq(1)
+        m.d.sync += self.error.eq(arrived & (self.m_axi_rresp != 0))
         swallow = Signal()
         with m.If(self.start):
             m.d.sync += swallow.eq(0)
@@ -127,11 +130,14 @@ class BurstReader(wiring.Component):
         """Address channel. Returns whether a burst is asked for, and its words."""
         word_bits, burst_bits = exact_log2(self._size), exact_log2(self._burst)
         low = word_bits + burst_bits
-        block, offset = Signal(64 - low), Signal(burst_bits)
-        left, program_next = Signal(32), Signal()
+        first = min(exact_log2(self._align), low)  # the lowest bit that an address may have
+        block, ahead = Signal(64 - low), Signal(low - first, name="offset")
+        offset = Cat(Const(0, first - word_bits), ahead)  # words behind a multiple of a burst
+        left, none, program_next = Signal(32), Signal(), Signal()
         asked, length = Signal(), Signal(burst_bits + 1)
         rest = Signal(burst_bits + 1)
         m.d.comb += [
+            none.eq(left == 0),
             rest.eq(self._burst - offset),
             length.eq(Mux(left < rest, left, rest)),
         ]
@@ -139,7 +145,7 @@ class BurstReader(wiring.Component):
         promised = Signal(range(self._depth + 1))
         free = ~self.m_axi_arvalid | self.m_axi_arready
         room = promised <= self._depth - self._burst
-        m.d.comb += asked.eq((left != 0) & room & free & ~self.stop)
+        m.d.comb += asked.eq(~none & room & free & ~self.stop)
         m.d.sync += promised.eq(promised + Mux(asked, length, 0) - (self.o.valid & self.o.ready))
         with m.If(self.m_axi_arready):
             m.d.sync += self.m_axi_arvalid.eq(0)
@@ -147,20 +153,20 @@ class BurstReader(wiring.Component):
             m.d.sync += [
                 self.m_axi_arvalid.eq(1),
                 self.m_axi_araddr.eq(Cat(Const(0, word_bits), offset, block)),
-                self.m_axi_arlen.eq(length - 1),
+                self.m_axi_arlen.eq((length - 1)[:burst_bits]),
                 left.eq(left - length),
                 block.eq(block + 1),
-                offset.eq(0),
+                ahead.eq(0),
             ]
-        with m.Elif(program_next & (left == 0)):
+        with m.Elif(program_next & none):
             m.d.sync += [
-                Cat(offset, block).eq(self.program_address[word_bits:]),
+                Cat(ahead, block).eq(self.program_address[first:]),
                 left.eq(self.program_words),
                 program_next.eq(0),
             ]
         with m.If(self.start):
             m.d.sync += [
-                Cat(offset, block).eq(self.image_address[word_bits:]),
+                Cat(ahead, block).eq(self.image_address[first:]),
                 left.eq(self.image_words),
                 program_next.eq(1),
             ]

@@ -44,7 +44,7 @@ def tile_layout(spec: AcceleratorSpec) -> data.StructLayout:
 def pass_layout(spec: AcceleratorSpec) -> data.StructLayout:
     """A pass: its source words and what becomes of the sums."""
     flags = {"source": 2, "even": 1, "odd": 1}
-    words = {"base": spec.address_bits(*SOURCES), "tokens": range(spec.max_tokens + 1)}
+    words = {"base": spec.address_bits(*SOURCES), "tokens": range(spec.max_tokens)}  # 0: all of them
     return data.StructLayout({**flags, **words, "first": 1, "last": 1})
 
 

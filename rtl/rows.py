@@ -24,14 +24,17 @@ __all__ = ["RowMover", "rows_layout"]
 
 
 def rows_layout(spec: AcceleratorSpec, op: Op) -> data.StructLayout:
-    """The operands of an instruction about rows, as wide as its memories and the longest row need."""
+    """The operands of an instruction about rows, as wide as its memories and the longest row need.
+
+    Of a count that is a power of two the highest bit is left out: counted down, 0 is as good.
+    """
     source, sink = (spec.address_bits(name) for name in ROW_MEMORIES[op])
     longest = spec.layernorm.max_channels if op is Op.LAYERNORM else spec.softmax.max_tokens
     return data.StructLayout(
         {
             "last_lanes": range(spec.size + 1),
-            "tokens": min(source, sink) + 1,
-            "depth": range(longest // spec.size + 1),
+            "tokens": min(source, sink),
+            "depth": range(max(longest // spec.size, 2)),
             "source_base": source,
             "sink_base": sink,
             "stride": source,

@@ -100,8 +100,9 @@ class Sequencer(wiring.Component):
         self._wants = Signal(name="wants")  # this state takes words of the stream
         self._left = Signal(range(limits["count"] + 1), name="left")  # words or records
         self._address = Signal(spec.address_bits(*SINKS), name="address")
-        self._blocks = Signal(range(limits["blocks"] + 1), name="blocks_left")
-        self._depth = Signal(range(limits["depth"] + 1), name="depth_left")
+        # Counted down, 0 is as good as a power of two.
+        self._blocks = Signal(range(limits["blocks"]), name="blocks_left")
+        self._depth = Signal(range(limits["depth"]), name="depth_left")
         self._fresh = Signal(name="fresh")  # the first tile of a block
         self._count = Signal(range(max(spec.size, PARAMETER_WORDS)), name="word_count")
         self._source = Signal(spec.address_bits(*SOURCES), name="source_address")
@@ -253,7 +254,7 @@ class Sequencer(wiring.Component):
         m.d.comb += ready.eq(Array(port.ready for port in ports.values())[self._field("unit")])
         word = self.stream.payload.as_value()
         each = max(1, bits // len(record))  # records of a word
-        place = Signal(range(max(each, 2)))
+        place = Signal(range(each))
         complete = Signal()
         if bits < len(record):
             low, half = Signal(bits), Signal()

@@ -86,11 +86,12 @@ module accelerator_bench;
       s_axil_wstrb <= value_left != 0 ? host_strobe : ~host_strobe;
     end
     if (s_axil_arvalid && s_axil_arready) begin
-      s_axil_arvalid <= 0;
-      s_axil_araddr <= ~host_address;
+      address_left = address_left - 1;
+      s_axil_arvalid <= address_left != 0;
+      s_axil_araddr <= address_left != 0 ? host_address : ~host_address;
     end
     if (host_ask) begin
-      if (asked == 0) {address_left, value_left, answers_left} = {3{2'd1 + {1'b0, host_again && host_write}}};
+      if (asked == 0) {address_left, value_left, answers_left} = {3{2'd1 + {1'b0, host_again}}};
       if (asked == host_address_late) begin
         {s_axil_awaddr, s_axil_araddr} <= {2{host_address}};
         {s_axil_awvalid, s_axil_arvalid} <= {host_write, !host_write};

@@ -274,7 +274,7 @@ MUTANTS = {
     "a counter that goes on": ("Mux(self.start, 0, cycles)", "cycles"),
     "a word too early": ("lane.eq(place)", "lane.eq(0)"),
     "a window too large": ("(word < first + self._spec.outputs * self._spec.size)", "1"),
-    "an address out of line": ("low = ALIGNMENT if", "low = 0 if"),
+    "an address out of line": ("return ALIGNMENT if", "return 0 if"),
 }
 
 

@@ -32,8 +32,8 @@ UNITS = {
     "core": f"{TOP}(_core)?",
 }
 """Modules by unit."""
-TOGETHER = f"{TOP}|{CORE}(_sequencer|_array|_drain|_(layernorm|softmax))?"
-"""Addresses have 16 bits, of which a memory takes what it needs, and a step of one is a field of another."""
+TOGETHER = f"{TOP}(_control)?|{CORE}(_sequencer|_array|_drain|_(layernorm|softmax))?"
+"""What one of them asks for is a word of another in the next cycle."""
 SECONDS = 30
 """After which a mutant counts as hung; each of its runs has a limit in cycles, too."""
 

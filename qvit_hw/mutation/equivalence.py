@@ -43,8 +43,9 @@ STROBES = (
     (re.compile(r"(.*_)r(?:data|resp|last)"), "rvalid"),
     (re.compile(r"(.*_)b(?:resp)"), "bvalid"),
     (re.compile(r"(.*_)ar(?:addr|len|size|burst|cache|prot)"), "arvalid"),
-    # Of a row unit that was cut off: it stores beats and parameters when they come, and else looks away.
-    (re.compile(r"(.*\.(?:i|params)__)payload"), "valid"),
+    # Streams and ports of memories: nobody looks at what is not offered, or at an address not asked for.
+    (re.compile(r"(.*__)(?!valid|ready|en|busy).+"), "valid"),
+    (re.compile(r"(.*__)(?!valid|ready|en|busy).+"), "en"),
 )
 """Outputs that mean something only while another is high."""
 

@@ -19,10 +19,12 @@ from qvit_hw.proofs.logic import Bits, Logic, Memory
 
 __all__ = ["Chance", "Guard", "Reading", "Relation", "abstract_product"]
 
-Guard = tuple[int, int]
-"""A register, by line, and the value that it has."""
-SMALL = 3
-"""Bits of the widest register that is a guard: valid bits and states of machines."""
+Guard = tuple[int, int, int]
+"""A register, by line, some of its bits, and the value that they have."""
+SMALL = 4
+"""Bits of the widest register of which each value is a guard: valid bits and states of machines."""
+WIDE = 16
+"""Bits of the widest one of which each bit is a guard while it is 1: what is valid, stage by stage."""
 
 
 class Reading(Logic):
@@ -84,27 +86,31 @@ class Relation:
         self.always = {number: (1 << value.width) - 1 for number, value in state.items()}
         self.under: dict[int, dict[Guard, int]] = {}
         self.memories = {number for number, value in state.items() if isinstance(value, Memory)}
-        self.guards: list[Guard] = [
-            (number, value)
-            for number, held in state.items()
-            if isinstance(held, Bits) and held.width <= SMALL
-            for value in range(1 << held.width)
-        ]
+        self.guards: list[Guard] = []
+        for number, held in state.items():
+            if isinstance(held, Memory):
+                continue
+            if held.width <= SMALL:
+                full = (1 << held.width) - 1
+                self.guards += [(number, full, value) for value in range(full + 1)]
+            elif held.width <= WIDE:
+                self.guards += [(number, 1 << bit, 1 << bit) for bit in range(held.width)]
 
     @property
     def watched(self) -> list[int]:
         """The registers that guards look at."""
-        return sorted({number for number, _ in self.guards})
+        return sorted({number for number, _, _ in self.guards})
 
     def mask(self, logic: Logic, number: int, unit: State) -> Bits:
         """The bits of a register or memory that are equal while the unit is in a state."""
         always = self.always[number]
         width = unit[number].width
         alike: dict[int, list[Bits]] = {}
-        for (register, value), bits in self.under.get(number, {}).items():
+        for (register, part, value), bits in self.under.get(number, {}).items():
             held = unit[register]
             assert isinstance(held, Bits)
-            hit = logic.apply("eq", held, logic.const(value, held.width))
+            looked = logic.apply("and", held, logic.const(part, held.width))
+            hit = logic.apply("eq", looked, logic.const(value, held.width))
             alike.setdefault(bits, []).append(hit)
         mask = logic.const(always, width)
         for bits, hits in alike.items():
@@ -121,10 +127,11 @@ class Relation:
                 continue
             before = self.under.get(number, {})
             kept = {}
-            for register, value in self.guards if lost else list(before):
-                known = before.get((register, value), 0) | lost
-                if unit[register] == value:
+            for guard in self.guards if lost else list(before):
+                register, part, value = guard
+                known = before.get(guard, 0) | lost
+                if unit[register] & part == value:
                     known &= ~bits
                 if known:
-                    kept[register, value] = known
+                    kept[guard] = known
             self.under[number] = kept

@@ -40,6 +40,7 @@ TIDY = (
     "opt_merge",
     "opt_muxtree",
     "opt_reduce -full",
+    "opt_dff -nodffe -nosdff",
     "opt_expr -full",
     "wreduce",
     "opt_clean -purge",
