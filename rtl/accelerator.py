@@ -73,7 +73,7 @@ class Core(wiring.Component):
                 "image_words": In(32),
                 "stream": In(stream.Signature(data.ArrayLayout(8, spec.size))),
                 "ended": Out(1),
-                "failure": Out(4),
+                "failure": Out(Error),
                 "stream_wait": Out(1),
                 "unit_wait": Out(1),
                 "array_busy": Out(1),
@@ -344,7 +344,7 @@ class Accelerator(wiring.Component):
 
     def _run(self, m: Module, control: Any, bus: Any, core: Any, clear: Signal) -> None:
         """From start to finish; a run that fails ends here, whatever the core was about."""
-        error, starved = Signal(4), Signal(range(PATIENCE + 1))
+        error, starved = Signal(Error), Signal(range(PATIENCE + 1))
         with m.If(core.stream_wait & ~bus.busy):
             m.d.sync += starved.eq(starved + 1)
         with m.Else():

@@ -17,6 +17,7 @@ from amaranth.lib.wiring import In, Out, Signature
 from amaranth.utils import exact_log2
 
 from golden.accelerator import AcceleratorSpec
+from golden.program import Error
 from rtl.axi import Register
 from rtl.axil import DECERR, OKAY, SLVERR, axil_ports, write_channel
 
@@ -83,7 +84,7 @@ class Control(wiring.Component):
 
     - ``start : Out(1)``: a pulse; ``image_address, program_address : Out(64)``,
       ``image_words, program_words : Out(32)``: constant from there to ``finished``.
-    - ``finished : In(1)``: a pulse, with ``error : In(4)``.
+    - ``finished : In(1)``: a pulse, with ``error : In(Error)``.
     - ``array_busy, layernorm_busy, softmax_busy, stream_wait, unit_wait : In(1)``: cycles to count.
     - ``outputs : Out(outputs_signature(size))``: read port of the outputs.
 
@@ -101,7 +102,7 @@ class Control(wiring.Component):
                 "program_address": Out(64),
                 "program_words": Out(32),
                 "finished": In(1),
-                "error": In(4),
+                "error": In(Error),
                 **{name: In(1) for name in COUNTERS},
                 "outputs": Out(outputs_signature(spec)),
                 "irq": Out(1),
@@ -116,7 +117,7 @@ class Control(wiring.Component):
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        busy, done, error, interrupt = Signal(), Signal(), Signal(4), Signal()
+        busy, done, error, interrupt = Signal(), Signal(), Signal(Error), Signal()
         written: dict[str, Value] = {"interrupt": interrupt}
         for region in ("image", "program"):
             address, words = Signal(64 - ALIGNMENT, name=f"{region}_place"), getattr(self, f"{region}_words")

@@ -51,7 +51,7 @@ class Sequencer(wiring.Component):
     layernorm_params, softmax_params, gelu_params : writes to the units.
     ended : Out(1)
         The program is at its end and all is idle.
-    failure : Out(4)
+    failure : Out(Error)
         An error code, or 0: the program cannot go on.
     stream_wait, unit_wait : Out(1)
         What the sequencer waits for in this cycle.
@@ -87,7 +87,7 @@ class Sequencer(wiring.Component):
                 "softmax_params": params,
                 "gelu_params": params,
                 "ended": Out(1),
-                "failure": Out(4),
+                "failure": Out(Error),
                 "stream_wait": Out(1),
                 "unit_wait": Out(1),
             }
@@ -176,6 +176,8 @@ class Sequencer(wiring.Component):
         headed = Signal()
         op, wait, count = self._field("op"), self._field("wait"), self._field("count")
         rows = {Op.LAYERNORM: self.layernorm, Op.SOFTMAX: self.softmax}
+        # More of them were refused in front of the program.
+        image_words = self.image_words[: self._spec.limits["image_words"].bit_length()]
         for unit in rows.values():
             for name in unit.payload.shape().members:
                 m.d.comb += unit.payload[name].eq(self._field(name))
@@ -192,7 +194,7 @@ class Sequencer(wiring.Component):
                         m.next = "fetch"
                         with m.If(self._field("fingerprint") != self._spec.fingerprint):
                             m.d.comb += self.failure.eq(Error.CONFIGURATION)
-                        with m.Elif(self._field("image_words") != self.image_words):
+                        with m.Elif(self._field("image_words") != image_words):
                             m.d.comb += self.failure.eq(Error.IMAGE)
                     with m.Case(Op.LOAD):
                         m.next = "load"

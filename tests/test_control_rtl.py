@@ -179,7 +179,7 @@ def check_runs(control):
     """Start, busy, done, error, interrupt, and the next run."""
 
     async def script(ctx, dut, host, core):
-        for count, error in enumerate((0, 5, 15, 0), 1):
+        for count, error in enumerate((0, 5, 6, 0), 1):
             await host.write(AT["interrupt"], 0)
             assert await host.write(AT["image_words"], count) == OKAY
             assert await host.write(AT["control"], 1) == OKAY

@@ -79,6 +79,7 @@ PLAIN = block_words(4, [0] * 4, [1] * 4, [0] * 4, [0] * 4, np.full((1, 4, 4), 12
         ("3 is not a valid Tile", Op.MULTIPLY, {"tile": 3}, PLAIN),
         ("Sink must be FEATURES or STREAM, not KEYS", Op.LOAD, {"sink": Sink.KEYS}, None),
         ("3 is not a valid Unit", Op.WRITE, {"unit": 3}, None),
+        ("Address must be a parameter's, not 5", Op.WRITE, {"unit": Unit.LAYERNORM, "count": 1}, (5, 0)),
         ("Address must be 0, not 1", Op.WRITE, {"unit": Unit.SOFTMAX, "count": 1}, (1, 1)),
         ("Output code must be from -128", Op.WRITE, {"unit": Unit.GELU, "count": 1}, (1, 128)),
         ("Address must be from 0 to 255", Op.WRITE, {"unit": Unit.GELU, "count": 1}, (256, 1)),

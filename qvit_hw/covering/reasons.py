@@ -60,7 +60,6 @@ ACCELERATOR_REASONS = _reasons(
         ),
         r"(params|table)__payload\S*address": "a table's places: 64 channels and 256 codes at most",
         r" record\[": "of 32 bits of a parameter's address 14 count, for 64 channels at most",
-        r" (failure|error)\S*\[3\]": "the largest error code is 6",
         r" (image_address|program_address|m_axi_araddr|offset)\S*\[[0-5]\]": "multiples of 64 bytes",
         r"_bus rest\[": "bursts end at multiples of 64 bytes, where every region begins",
         r" m_axi_arlen\S*\[[4-7]\]": "a burst has 16 words at most",
