@@ -169,8 +169,8 @@ def _far(write: Writer) -> None:
         for thirds in (1, 2, 3):  # among them each bit is high
             write.rows(op, min(room.values()) * thirds // 3, 1, spec.size, source=1, sink=1)
         write.rows(op, 1, 2, spec.size, **{end: words - 1 for end, words in room.items()})
-        for thirds in (2, 3):
-            write.rows(op, 1, unit // spec.size * thirds // 3, spec.size, source=1, sink=1)
+        for beats in range(1, unit // spec.size + 1):
+            write.rows(op, 1, beats, spec.size, source=1, sink=1)
     deepest = max((sink for sink in SINKS if sink != "features"), key=lambda sink: int(getattr(spec, sink)))
     most = (spec.max_tokens, spec.limits["depth"], getattr(spec, deepest))
     for only, thirds in product(range(len(most)), (1, 2, 3)):

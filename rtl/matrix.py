@@ -153,7 +153,8 @@ class MatrixEngine(wiring.Component):
             shadow = Signal.like(word, name=f"shadow_{column}", reset_less=True)
             with m.If(taken & self.load.payload.row):
                 m.d.sync += shadow.eq(Cat(shadow.as_value()[8:], word[column]))
-            with m.Elif(taken & (count == column)):
+            # The last one takes every word: the one that stays is its own.
+            with m.Elif(taken & (count == column) if column < size - 1 else taken):
                 m.d.sync += shadow.eq(word)
             columns.append(shadow)
         return columns, full
@@ -270,19 +271,20 @@ class MatrixEngine(wiring.Component):
         memory = Memory(shape=acc, depth=spec.max_tokens, init=[])
         m.submodules.accumulators = memory
         writer, reader = memory.write_port(), memory.read_port()
-        early = delayed(m, passing, self.latency - 3, "early")
-        late = delayed(m, early, 3, "late")
-        before, fresh = Signal(acc, reset_less=True), delayed(m, early.first, 1, "fresh")
+        early = carried(m, passing, self.latency - 3, "early")
+        late = carried(m, early, 3, "late")
+        valid = delayed(m, passing.valid, self.latency, "valid")
+        before, fresh = Signal(acc, reset_less=True), carried(m, early.first, 1, "fresh")
         m.d.comb += reader.addr.eq(early.token)
         # Block RAMs answer late in the cycle: their output goes straight into a register.
         m.d.sync += before.as_value().eq(Mux(fresh, 0, reader.data.as_value()))
         total = Signal(acc, reset_less=True)
         m.d.sync += [total[i].eq(before[i] + dot) for i, dot in enumerate(dots)]
         m.d.comb += [
-            writer.en.eq(late.valid & ~late.last | self.put.valid),
+            writer.en.eq(valid & ~late.last | self.put.valid),
             writer.addr.eq(Mux(self.put.valid, self.put.token, late.token)),
             writer.data.eq(Mux(self.put.valid, self.put.acc.as_value(), total.as_value())),
-            self.sums.valid.eq(late.valid & late.last),
+            self.sums.valid.eq(valid & late.last),
             self.sums.first.eq(late.opening),
             self.sums.token.eq(late.token),
             self.sums.acc.eq(total),

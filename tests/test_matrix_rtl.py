@@ -19,6 +19,7 @@ from golden.accelerator import AcceleratorSpec
 from golden.layernorm import LayerNormSpec
 from golden.matrix_cycles import MatrixArray, Product, back_to_back
 from golden.softmax import SoftmaxSpec
+from rtl.arith import carried
 from rtl.matrix import MatrixEngine
 from rtl.row import delayed
 
@@ -299,10 +300,10 @@ def test_sums_wrap() -> None:
 
 
 def _stuck(name: str, value: int) -> Any:
-    """``delayed`` with one of its signals replaced by a constant."""
+    """``carried`` with one of its signals replaced by a constant."""
 
     def patched(m: Any, signal: Any, cycles: int, of: str) -> Any:
-        return Const(value, 1) if of == name else delayed(m, signal, cycles, of)
+        return Const(value, 1) if of == name else carried(m, signal, cycles, of)
 
     return patched
 
@@ -311,7 +312,7 @@ def _stuck(name: str, value: int) -> Any:
 def test_accumulators_that_are_never_or_always_cleared_are_noticed(
     rng: np.random.Generator, memory: Ints, monkeypatch: pytest.MonkeyPatch, value: int
 ) -> None:
-    monkeypatch.setattr(rtl.matrix, "delayed", _stuck("fresh", value))
+    monkeypatch.setattr(rtl.matrix, "carried", _stuck("fresh", value))
     with pytest.raises(AssertionError):
         check(layer(rng, 2, 2, 7), memory)
 
