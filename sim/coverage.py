@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from sim.operators import Operator, Row
 from sim.scenarios import length_classes
 
 __all__ = ["Point", "Sample", "count", "measure", "rows_of"]
+
+_ALONE = Lock()
+"""The library keeps the points of the whole process in one table."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -81,6 +85,17 @@ def count(
     groups: bins of which a sample hits any number (a set).  crossed: values, of which it has one.  A sample
     that says nothing about a coverpoint hits none of its bins.
     """
+    with _ALONE:
+        return _counted(top, groups, crossed, samples)
+
+
+def _counted(
+    top: str,
+    groups: Mapping[str, Sequence[str]],
+    crossed: Mapping[str, Sequence[Any]],
+    samples: Iterable[Mapping[str, Any]],
+) -> list[Point]:
+    """:func:`count`, while nobody else counts."""
     coverage_db.clear()
 
     def sample(features: Mapping[str, Any]) -> None:

@@ -2,7 +2,9 @@
 """Coverage of a tiny unit: what is hit, what is not, and the reader of Verilator's counts."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from time import sleep
 
 import pytest
 from sim_units import make_unit
@@ -58,6 +60,19 @@ def test_every_sample_counts_and_nothing_else():
     found = {point.name: point.bins for point in points}
     assert found["a"] == {"x": 2, "y": 1, "z": 0}
     assert found["b x c"] == {"1, no": 1, "1, yes": 0, "2, no": 0, "2, yes": 1}
+
+
+def test_designs_that_are_counted_at_once_do_not_meet():
+    def slow():
+        for _ in range(20):
+            sleep(0.001)  # another thread goes on
+            yield {"b": 1, "c": True}
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda top: count(top, {}, {"b": [1, 2], "c": [False, True]}, slow()), "pqrs"))
+    assert [[point.bins for point in points] for points in found] == [[p.bins for p in found[0]]] * 4
+    assert max(found[0][0].bins.values()) == 20
+
 
 
 def test_rows_are_sampled_with_the_parameters_they_were_computed_with(unit):

@@ -188,7 +188,7 @@ def test_the_testbench_finds_the_mutants_of_a_tiny_unit(tmp_path):
     document = told(tmp_path)
     (unit,) = document["units"]
     assert unit["mutants"] == 12 == unit["killed"] + unit["proven"] + unit["bounded"] + unit["survived"]
-    assert unit["killed"] >= 8
+    assert unit["killed"] >= 6  # half of them: none of these tests looks at the registers
     assert sum(unit["tests"].values()) + unit["hung"] + unit["crashed"] == unit["killed"]
     assert (status, document["passed"]) == ((0, True) if unit["score"] >= mutate.BAR else (1, False))
 
