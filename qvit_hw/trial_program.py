@@ -156,7 +156,12 @@ def _filled(write: Writer, image_words: int) -> None:
         write.product(Source.FEATURES, Tile.STREAM, sink, **shape, dense=True, plain=sink is Sink.SCORES)
     beats = min(most, spec.softmax.max_tokens) // spec.size
     tokens = spec.codes // beats
-    write.rows(Op.SOFTMAX, tokens, beats, spec.size, source=tokens, sink=tokens)
+    # By so many bits of fraction a byte's range is some 16 halvings: every code comes.
+    write.write(Unit.SOFTMAX, [(0, spec.softmax.frac_bits)])
+    write.rows(Op.SOFTMAX, tokens, beats, spec.size, changed=False, source=tokens, sink=tokens)
+    tokens = min(spec.codes, most)  # the array sees every word of codes
+    shape = {"tokens": tokens, "depth": spec.codes // tokens, "blocks": 1, "stride": tokens}
+    write.product(Source.CODES, Tile.STREAM, Sink.QUERIES, dense=True, **shape)
 
 
 def _far(write: Writer) -> None:

@@ -131,7 +131,7 @@ class BurstReader(wiring.Component):
         word_bits, burst_bits = exact_log2(self._size), exact_log2(self._burst)
         low = word_bits + burst_bits
         first = min(exact_log2(self._align), low)  # the lowest bit that an address may have
-        block, ahead = Signal(64 - low), Signal(low - first, name="offset")
+        block, ahead = Signal(64 - low), Signal(low - first, name="offset") if low > first else Cat()
         offset = Cat(Const(0, first - word_bits), ahead)  # words behind a multiple of a burst
         left, none, program_next = Signal(32), Signal(), Signal()
         asked, length = Signal(), Signal(burst_bits + 1)

@@ -256,7 +256,7 @@ class Sequencer(wiring.Component):
         m.d.comb += ready.eq(Array(port.ready for port in ports.values())[self._field("unit")])
         word = self.stream.payload.as_value()
         each = max(1, bits // len(record))  # records of a word
-        place = Signal(range(each))
+        place = Signal(range(each)) if each > 1 else Const(0, 1)
         complete = Signal()
         if bits < len(record):
             low, half = Signal(bits), Signal()
@@ -275,7 +275,9 @@ class Sequencer(wiring.Component):
                 m.d.comb += self.unit_wait.eq(valid & ~ready)
                 with m.If(valid & ready):
                     m.d.comb += self.stream.ready.eq(last)
-                    m.d.sync += [place.eq(Mux(last, 0, place + 1)), self._left.eq(self._left - 1)]
+                    m.d.sync += self._left.eq(self._left - 1)
+                    if each > 1:
+                        m.d.sync += place.eq(Mux(last, 0, place + 1))
                     if bits < len(record):
                         m.d.sync += half.eq(0)
                 if bits < len(record):

@@ -71,7 +71,7 @@ ACCELERATOR_REASONS = _reasons(
         r"_core_sequencer place": "a word of 4 bytes holds no more than one record",
         r"_core_softmax i__payload\.mask": "the network masks nothing",
         r"_core_(layernorm|softmax) [io]__ready": "neither refuses the other",
-        r"_core_layernorm o__payload\.keep\[0\]": "lane 0 of a beat is always kept",
+        r"_core_(layernorm|softmax) [io]__payload\.keep\[0\]": "lane 0 of a beat is always kept",
     },
 )
 """Likewise, of the accelerator's own modules."""
