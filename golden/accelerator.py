@@ -87,10 +87,13 @@ class AcceleratorSpec:
         """Width of a code at the array, with sign: 8-bit codes, or one of the powers 2**0 to 2**top."""
         return max(8, self.attend.top + 2)
 
+    def deepest(self, *memories: str) -> int:
+        """Words of the deepest of these memories."""
+        return max(int(getattr(self, name)) for name in memories)
+
     def address_bits(self, *memories: str) -> int:
         """Width of an address that reaches every word of these memories."""
-        deepest: int = max(getattr(self, name) for name in memories)
-        return (deepest - 1).bit_length()
+        return (self.deepest(*memories) - 1).bit_length()
 
     @property
     def limits(self) -> Mapping[str, int]:
@@ -104,8 +107,8 @@ class AcceleratorSpec:
             "image_words": self.features,
             "count": max(self.features, self.stream, records, 1 << self.gelu_bits),
             "tokens": self.max_tokens,
-            "depth": max(getattr(self, name) for name in SOURCES),
-            "blocks": max(getattr(self, name) for name in SINKS),
+            "depth": self.deepest(*SOURCES),
+            "blocks": self.deepest(*SINKS),
         }
 
     @property

@@ -44,8 +44,7 @@ STROBES = (
     (re.compile(r"(.*_)b(?:resp)"), "bvalid"),
     (re.compile(r"(.*_)ar(?:addr|len|size|burst|cache|prot)"), "arvalid"),
     # Streams and ports of memories: nobody looks at what is not offered, or at an address not asked for.
-    (re.compile(r"(.*__)(?!valid|ready|en|busy).+"), "valid"),
-    (re.compile(r"(.*__)(?!valid|ready|en|busy).+"), "en"),
+    *((re.compile(r"(.*__)(?!valid|ready|en|busy).+"), strobe) for strobe in ("valid", "en")),
 )
 """Outputs that mean something only while another is high."""
 
