@@ -14,7 +14,15 @@ from dataclasses import dataclass
 
 from golden.fixedpoint import integer
 
-__all__ = ["OUTPUT_DEPTH", "QUEUE_DEPTH", "RowPipeline", "RowTiming", "stream_pipeline", "tree_levels"]
+__all__ = [
+    "OUTPUT_DEPTH",
+    "QUEUE_DEPTH",
+    "RowPipeline",
+    "RowTiming",
+    "holding",
+    "stream_pipeline",
+    "tree_levels",
+]
 
 QUEUE_DEPTH = 32
 """Rows that have arrived and are not yet read for the last time; it binds only where dozens of rows of
@@ -96,3 +104,12 @@ def stream_pipeline(lanes: int, stages: int) -> RowPipeline:
     return RowPipeline(
         lanes=integer(lanes, "Lanes", 1, 32), waits=(), drain=stages + 1, max_beats=0
     )
+
+
+def holding(stages: int) -> int:
+    """Cycles behind a beat in which such a unit accepts no parameter for the bank that the beat uses.
+
+    The last register but one is the last that looks at a scalar, and what is accepted is there two cycles
+    later; tables are read with the beat.
+    """
+    return max(stages - 3, 0)

@@ -22,8 +22,9 @@ def corner_rows(
 
     Constant rows (beta, no NaN), one-hot and two-level rows of the largest variance, rows whose
     sum is negative, gains that are negative or zero, zero points at both ends, shifts all zero and
-    all at their largest, lengths of 1 and 2; offsets solved so that the last rounding meets a tie
-    and both of its neighbours, and so that the output saturates on either side by one.
+    all at their largest, lengths of 1 and 2; rows to which a single bit of E or of D gives their scale;
+    offsets solved so that the last rounding meets a tie and both of its neighbours, and so that the
+    output saturates on either side by one.
     """
     rng = np.random.default_rng(seed)
     low, high = -(1 << (spec.in_bits - 1)), (1 << (spec.in_bits - 1)) - 1
@@ -44,7 +45,7 @@ def corner_rows(
     def spread(count: int) -> npt.NDArray[np.int64]:
         return rng.integers(low, high, count, endpoint=True)
 
-    for count in sorted({1, 2, 3, min(192, full), full - 1 or 1, full}):
+    for count in sorted(n for n in {1, 2, 3, 192, full - 1, full} if 1 <= n <= full):
         for value in sorted({low, 0, high}):
             yield f"constant {value} x {count}", np.full(count, value), params(count)
         one_hot = np.full(count, low)
@@ -72,6 +73,17 @@ def corner_rows(
         yield f"gain {gain}", spread(count), params(count, gain=np.full(count, gain))
     for zero_point in (low, high):
         yield f"zero point {zero_point}", spread(count), params(count, zero_point=zero_point)
+
+    # Without its one bit, E or D would be 0, and the codes far from what they are.
+    for count in range(2, min(3, full) + 1):
+        hot, zeros = np.arange(count) // (count - 1), np.zeros(count, np.int64)
+        plain = {"gain": np.full(count, top), "offset": zeros}
+        for bit in range(spec.eps_bits):
+            yield f"E 2**{bit} x {count}", hot, params(count, eps=1 << bit, shift=zeros, **plain)
+        for bit in range(spec.in_bits - 1):
+            for shift in sorted({0, spec.max_shift}):  # D = (count - 1) * 4**(bit + shift)
+                by_two = params(count, shift=zeros + shift, **plain)
+                yield f"D from 2**{bit} << {shift} x {count}", hot << bit, by_two
 
     # Solve the offsets: with B = 0 the trace tells t*G, which the wanted values are offset from.
     codes, base = spread(count), params(count, offset=np.zeros(count, np.int64))

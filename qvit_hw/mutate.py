@@ -45,7 +45,7 @@ __all__ = ["BAR", "run"]
 BAR = 0.97
 """Share of the mutants that are not equivalent which the tests of a unit must kill."""
 SUBJECTS: tuple[Subject, ...] = (*ROW_UNITS, *HEAD_UNITS, *ACCELERATOR)
-COMPARING = 20
+COMPARING = 60
 """Seconds for each question about a mutant and its unit."""
 HINTS = {
     "different": "an input shows it {cycles} cycles after reset: a test is missing",

@@ -30,7 +30,7 @@ from qvit_hw.compiler.schedule import compile_network
 from qvit_hw.compiler.stages import recognise
 from qvit_hw.compiler.tensors import Recorded, recorded, references, regrouped, replayed
 from qvit_hw.small_networks import tiny_network
-from qvit_hw.trial_program import Scattered, cornered, scattered
+from qvit_hw.trial_program import UNKNOWN, Scattered, cornered, scattered, unknown_behind
 from sim.accelerator import build_bench, prepared, simulate
 from sim.session import ALIGNMENT, BASE, Bus, Memory, Outcome, Run, Session
 from sim.tools import find
@@ -232,7 +232,8 @@ def trial() -> Desk:
     desk.cornered()
     for seed in range(1, 4):
         desk.scattered(seed)
-    desk.scattered(20, image_words=desk.spec.limits["image_words"])
+    for seed in (20, 21):  # the most words that an image may have, and a number with every bit below it
+        desk.scattered(seed, image_words=desk.spec.limits["image_words"] + 20 - seed)
     refused(desk, model, program, image)
     for seed, bus in enumerate((Bus(60, 100, 4), Bus(1, 60), Bus(1, 150), Bus(16, 150), Bus(100, 60)), 4):
         desk.scattered(seed, bus, image_words=16)
@@ -257,7 +258,8 @@ def wide_trial() -> Desk:
     desk.cornered()
     for seed in range(1, 4):
         desk.scattered(seed)
-    desk.scattered(20, image_words=desk.spec.limits["image_words"])
+    for seed in (20, 21):  # the most words that an image may have, and a number with every bit below it
+        desk.scattered(seed, image_words=desk.spec.limits["image_words"] + 20 - seed)
     for seed, bus in enumerate((Bus(60, 100, 4), Bus(1, 60), Bus(1, 150), Bus(16, 150), Bus(100, 60)), 4):
         desk.scattered(seed, bus, image_words=16)
     refused(desk, model, program, image)
@@ -296,7 +298,7 @@ def refused(desk: Desk, model: VitModel, program: Program, image: Pixels) -> Non
     foreign, headless, unknown = (program.words.copy() for _ in range(3))
     foreign.reshape(-1)[8] ^= 1  # a bit of the fingerprint
     headless.reshape(-1)[0] = 7
-    unknown.reshape(-1)[head * size] = 99
+    unknown.reshape(-1)[head * size] = UNKNOWN
     half, most = len(program.words) // 2, program.words[:-1]
     for words, error in (
         (foreign, Error.CONFIGURATION),
@@ -316,4 +318,8 @@ def refused(desk: Desk, model: VitModel, program: Program, image: Pixels) -> Non
     )
     for more, error in edges:
         desk.run(program, image, error=error, **more)
+        desk.whole(model, program, image)
+    for op, tokens in ((Op.LAYERNORM, 9), (Op.SOFTMAX, 9), *((Op.MULTIPLY, 1 << bit) for bit in range(7))):
+        words = unknown_behind(program.spec, op, tokens, pixels)
+        desk.run(program, image, words=words, error=Error.OPERATION)
         desk.whole(model, program, image)

@@ -24,6 +24,7 @@ from golden.program import (
     Source,
     Tile,
     Unit,
+    instruction_words,
 )
 from golden.requant import RequantSpec
 from golden.requant import corner_rows as requant_corners
@@ -32,10 +33,12 @@ from golden.residual import corner_rows as residual_corners
 from qvit_hw.trial_writer import Column, Pixels, Writer
 from sim.words import Wanted, Words
 
-__all__ = ["Scattered", "cornered", "scattered"]
+__all__ = ["Scattered", "cornered", "scattered", "unknown_behind"]
 
 PRODUCTS = 40
 """Products of a program."""
+UNKNOWN = 99
+"""No instruction's code."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +112,18 @@ def cornered(spec: AcceleratorSpec, image_words: int = 6) -> Scattered:
     for width in range(1, 25):
         _cancelling(write, width)
     return _ended(write, image_words)
+
+
+def unknown_behind(spec: AcceleratorSpec, op: Op, tokens: int, image_words: int) -> Pixels:
+    """A program that begins ``op`` and, while the units are at it, has an instruction that nobody knows."""
+    write = Writer(spec, tokens, image_words)
+    if op is Op.MULTIPLY:
+        write.product(Source.FEATURES, Tile.STREAM, Sink.QUERIES, tokens=tokens, depth=1, blocks=1)
+    else:
+        write.rows(op, tokens, 2, spec.size)
+    unknown = instruction_words(Instruction(Op.END), spec.size).copy()
+    unknown.reshape(-1)[0] = UNKNOWN
+    return np.concatenate([*write.words, unknown])
 
 
 def _cancelling(write: Writer, width: int) -> None:

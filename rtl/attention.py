@@ -135,7 +135,7 @@ class ShiftAttend(wiring.Component):
     def _values(self, m: Module, taken: Value) -> tuple[Any, Value]:
         """The v of the code's token, in register 2 (block RAMs answer late); whether the code opens a row."""
         tokens, last = range(max(self._spec.softmax.max_tokens, 2)), self.i.payload.last
-        turns, token, filled = Turns(m, 1, taken, last), Signal(tokens), Signal(tokens)
+        turns, token, filled = Turns(m, 0, taken, last), Signal(tokens), Signal(tokens)
         memory = Memory(
             shape=self._token, depth=2 << len(token), init=[], attrs={"ram_style": "block"}
         )

@@ -22,7 +22,7 @@ from golden.accelerator_cycles import DRAIN_LATENCY
 from golden.program import PARAMETER_WORDS, Sink
 from rtl.arith import carried, floor_shift, product
 from rtl.matrix import sums_signature
-from rtl.row import PARAM_WRITE, delayed
+from rtl.row import PARAM_WRITE
 
 __all__ = [
     "Drain",
@@ -137,21 +137,19 @@ class Drain(wiring.Component):
         m = Module()
         lanes, block, address = self._parameters(m)
         # Comments with a figure alone: the cycle, counted from the sums, of what the line makes.
-        valid = delayed(m, self.sums.valid, 1, "valid")
-        adds = block.sink == Sink.STREAM
+        adds, under_way = block.sink == Sink.STREAM, Signal(self.latency)
+        m.d.sync += under_way.eq(Cat(self.sums.valid, under_way))
         m.d.comb += [
-            self.stream.en.eq(valid & adds),  # 1
+            self.stream.en.eq(under_way[0] & adds),  # 1
             self.stream.address.eq(address),
-            self.result.valid.eq(delayed(m, valid, 14, "valid_on")),
+            self.result.valid.eq(under_way[-1]),  # 15
             self.result.token.eq(carried(m, self.sums.token, 15, "token_on")),
             self.result.address.eq(carried(m, address, 14, "address_on")),
             self.result.sink.eq(carried(m, block.sink, 14, "sink_on")),
-            self.biased.valid.eq(delayed(m, valid, 1, "biased")),
+            self.biased.valid.eq(under_way[1]),  # 2
+            self.busy.eq(under_way.any()),
             self.table.ready.eq(1),
         ]
-        under_way = Signal(self.latency)
-        m.d.sync += under_way.eq(Cat(self.sums.valid, under_way))
-        m.d.comb += self.busy.eq(under_way.any())
 
         gain = carried(m, block.gain, 4, "gain")  # 5
         beyond = Signal(Y_BITS - 1)  # the bits that repeat the sign of a result of `clamp` bits

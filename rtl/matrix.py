@@ -273,7 +273,9 @@ class MatrixEngine(wiring.Component):
         writer, reader = memory.write_port(), memory.read_port()
         early = carried(m, passing, self.latency - 3, "early")
         late = carried(m, early, 3, "late")
-        valid = delayed(m, passing.valid, self.latency, "valid")
+        under_way = Signal(self.latency)
+        m.d.sync += under_way.eq(Cat(passing.valid, under_way))
+        valid = under_way[-1]
         before, fresh = Signal(acc, reset_less=True), carried(m, early.first, 1, "fresh")
         m.d.comb += reader.addr.eq(early.token)
         # Block RAMs answer late in the cycle: their output goes straight into a register.
@@ -288,7 +290,5 @@ class MatrixEngine(wiring.Component):
             self.sums.first.eq(late.opening),
             self.sums.token.eq(late.token),
             self.sums.acc.eq(total),
+            self.busy.eq(under_way.any()),
         ]
-        under_way = Signal(self.latency)
-        m.d.sync += under_way.eq(Cat(passing.valid, under_way))
-        m.d.comb += self.busy.eq(under_way.any())

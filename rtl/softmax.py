@@ -89,7 +89,7 @@ class Log2Softmax(wiring.Component):
         spec, lanes = self._spec, self._lanes
         score = data.ArrayLayout(signed(spec.score_bits), lanes)
         distance = data.ArrayLayout(unsigned(spec.distance_bits), lanes)
-        log_bits = spec.bounds["log_total"].bits + 1  # the rounding half is added in
+        most = spec.bounds["log_total"].high + (1 << (spec.code_shift - 1))  # the rounding half is in it
         shape = {"max_beats": self._pipeline.max_beats, "slack": self._pipeline.slack}
         m.submodules.scores = scores = RowStore(
             data.StructLayout({"score": score, "active": lanes, "keep": lanes}),
@@ -98,7 +98,7 @@ class Log2Softmax(wiring.Component):
         )
         m.submodules.distances = distances = RowStore(
             data.StructLayout({"distance": distance, "keep": lanes}),
-            data.StructLayout({"log_total": log_bits}),
+            data.StructLayout({"log_total": range(most + 1)}),
             **shape,
         )
         m.submodules.output = output = OutputQueue(

@@ -16,7 +16,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from golden.cycles import OUTPUT_DEPTH, RowPipeline
+from golden.cycles import OUTPUT_DEPTH, RowPipeline, holding
 from golden.words import TABLE_WORDS
 from rtl.arith import carried
 from rtl.row import PARAM_WRITE, OutputQueue, delayed
@@ -138,10 +138,10 @@ class Turns:
 
     A row keeps the bank that was current at its first beat (``bank``, beside the beat). No stage can stall,
     so the idle one is ``free`` when no row is in the midst of arriving with it and none of its beats came
-    within ``stages`` cycles. ``opening``: the next beat is the first of a row.
+    within ``held`` cycles. ``opening``: the next beat is the first of a row.
     """
 
-    def __init__(self, m: Module, stages: int, taken: Value, last: Value) -> None:
+    def __init__(self, m: Module, held: int, taken: Value, last: Value) -> None:
         self._m, self._current = m, Signal(name="current_bank")
         self.opening, arriving = Signal(init=1, name="opening"), Signal(name="arriving_bank")
         self.bank, self.idle = Mux(self.opening, self._current, arriving), ~self._current
@@ -149,7 +149,7 @@ class Turns:
             m.d.sync += [self.opening.eq(last), arriving.eq(self.bank)]
         free = []
         for index in range(2):
-            passing = Signal(stages, name=f"passing_{index}")
+            passing = Signal(held, name=f"passing_{index}")
             m.d.sync += passing.eq(Cat(taken & (self.bank == index), passing))
             free.append(~passing.any() & (self.opening | (arriving != index)))
         self.free = Array(free)[self.idle]
@@ -175,7 +175,8 @@ class Banks:
     ) -> None:
         self._m, self._lanes = m, lanes
         self._parameters = {parameter.name: parameter for parameter in parameters}
-        turns, beat = Turns(m, stages, taken, last), Signal(range(max(-(-TABLE_WORDS // lanes), 2)))
+        turns = Turns(m, holding(stages), taken, last)
+        beat = Signal(range(max(-(-TABLE_WORDS // lanes), 2)))
         self._beat, self._bank = beat, [turns.bank]
         for stage in range(1, stages):
             self._bank.append(carried(m, self._bank[-1], 1, f"bank_at_{stage}"))

@@ -17,7 +17,8 @@
 // answer come late (host_*_late), and whether a write comes twice, its value one more, before its answer is taken
 // (host_again).
 //
-// Reading beyond the memory is answered with DECERR. A broken rule of AXI sets a bit of `faults`.
+// Reading beyond the memory is answered with DECERR. A broken rule, of AXI or that nothing is computed once a
+// run is done, sets a bit of `faults`.
 // `SIZE and `AXIL_BITS, the width of an AXI4-Lite address, are defined by who compiles this.
 module accelerator_bench;
   localparam SIZE = `SIZE;
@@ -181,9 +182,9 @@ module accelerator_bench;
     end
   end
 
-  // -------------------------------------------------------------------------------- rules of AXI
+  // --------------------------------------------------------------------------------------- rules
 
-  logic [7:0] faults = 0;
+  logic [8:0] faults = 0;
   logic held = 0, rst_before = 0;
   logic answer_held = 0, read_held = 0;
   logic [1:0] answer;
@@ -213,6 +214,8 @@ module accelerator_bench;
       end
       if (answer_held && !(s_axil_bvalid && answer == s_axil_bresp)) faults[6] <= 1;
       if (read_held && !(s_axil_rvalid && read == {s_axil_rdata, s_axil_rresp})) faults[7] <= 1;
+      if (irq && (dut.core.probe_sums || dut.core.probe_drain || dut.core.probe_layernorm
+                  || dut.core.probe_softmax)) faults[8] <= 1;
       // Unknown, in a simulator that knows of it.
       if ((^{m_axi_arvalid, m_axi_rready, s_axil_awready, s_axil_wready, s_axil_bvalid, s_axil_arready,
              s_axil_rvalid, irq}) === 1'bx) faults[5] <= 1;

@@ -16,6 +16,7 @@ from typing import Any
 
 from golden.attend_unit import WORD, attend_pipeline, attend_words
 from golden.attention import AttendSpec, attend
+from golden.cycles import holding
 from golden.fixedpoint import Ints
 from golden.requant import MULTIPLIER, SHIFT, RequantParams
 from sim.job import NO_STALL, Pattern
@@ -114,17 +115,18 @@ def timeline(case: Case, spec: AttendSpec, lanes: int) -> dict[str, list[int]]:
     """Cycle of each transfer at each port where nothing stalls, the first being 0.
 
     Rows are golden's (:func:`golden.attend_unit.attend_pipeline`). A bank takes words again once the last
-    code that used it has read its v, or has left the pipeline with its parameters.
+    code that used it is in, or when they come no more too early for its parameters.
     """
     pipeline = attend_pipeline(spec, lanes)
     found: dict[str, list[int]] = {port: [] for port in PORTS}
     begun, early = -1, 0 if case.late else 1
     ended: list[int] = []  # each head's last code
     for head in case.heads:
-        sets = {"v": (len(head.v), 1), "params": (len(case.words(head, spec)), pipeline.drain - 1)}
-        for port, (count, stages) in sets.items():
+        after = holding(pipeline.drain - 1)
+        sets = {"v": (len(head.v), 0), "params": (len(case.words(head, spec)), after)}
+        for port, (count, held) in sets.items():
             times = found[port]
-            free = ended[-2] + stages + 1 if len(ended) > 1 else 0
+            free = ended[-2] + held + 1 if len(ended) > 1 else 0
             for index in range(count):
                 now = max(times[-1] + 1 if times else 0, free)
                 times.append(max(now, begun + early) if index == count - 1 else now)

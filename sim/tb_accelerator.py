@@ -93,9 +93,9 @@ class Host:
         await self.write("control", 1)
 
     def check(self) -> None:
-        """AssertionError for a broken rule of AXI."""
+        """AssertionError for a broken rule of AXI, or for work behind the end of a run."""
         faults = int(self.dut.faults.value)
-        assert not faults, f"AXI: rules {faults:#010b} are broken"
+        assert not faults, f"rules {faults:#011b} are broken"
 
     async def finish(self, limit: int) -> None:
         """Wait for the interrupt; AssertionError if it does not come, or for a broken rule of AXI."""

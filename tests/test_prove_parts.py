@@ -186,8 +186,8 @@ def test_banks_that_stay(monkeypatch):
 def test_a_row_that_does_not_end(monkeypatch):
     plain = Turns.__init__
 
-    def endless(self, m, stages, taken, last):
-        plain(self, m, stages, taken, Const(0, 1))
+    def endless(self, m, held, taken, last):
+        plain(self, m, held, taken, Const(0, 1))
 
     monkeypatch.setattr(Turns, "__init__", endless)
     refuted(turns.turns(1), "a row does not end")

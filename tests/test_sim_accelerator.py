@@ -218,7 +218,17 @@ def test_broken_rules_of_the_bus_are_found(networks, hardware, tmp_path):
     desk = Desk(program.spec)
     desk.run(program, pictures(program, 1)[0])
     (fault,) = faults(desk.simulate(broken, tmp_path, bus=Bus(1, 128, 1)))
-    assert fault.startswith("AXI: rules 0b00011111 are broken")
+    assert fault.startswith("rules 0b000011111 are broken")
+
+
+def test_work_behind_the_end_of_a_run_is_found(networks, hardware, tmp_path):
+    broken, count = re.subn(r"(assign biased__valid) = under_way.*;", r"\1 = 1'h1;", hardware, count=1)
+    assert count == 1
+    program = networks[1][0]
+    desk = Desk(program.spec)
+    desk.run(program, pictures(program, 1)[0])
+    (fault,) = faults(desk.simulate(broken, tmp_path))
+    assert fault.startswith("rules 0b100000000 are broken")
 
 
 def test_registers_that_take_half_a_write_are_found(networks, hardware, tmp_path):

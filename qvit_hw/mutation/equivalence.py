@@ -244,21 +244,24 @@ class Judge:
         logic = Reading()
         unit = self.circuit.initial(logic)
         mutant = dict(unit)
-        checked = 0
+        checked, apart = 0, list[Bits]()
         for cycle in range(depth):
             inputs = self._inputs(logic, RESETS if cycle == 0 else {n: 1 - v for n, v in RESETS.items()})
             seen, unit = self._step(logic, unit, inputs, 0)
             found, mutant = self._step(logic, mutant, inputs, number)
+            apart.append(self._outputs_differ(logic, seen, found))
+            if cycle + 1 < min(2 * checked, depth):
+                continue  # one question about many cycles is answered sooner than one about each of them
             left = end - time.process_time()
             if left <= 0:
                 break
             try:
-                apart = self._outputs_differ(logic, seen, found)
-                if apart.value != 0 and logic.solve([apart], [], seconds=left) is not None:
-                    return Verdict("different", cycle + 1)
+                model = logic.solve([logic.some(apart)], apart, seconds=left)
             except TimeoutError:
                 break
-            checked = cycle + 1
+            if model is not None:
+                return Verdict("different", checked + model.index(1) + 1)
+            checked, apart = cycle + 1, []
         return Verdict("bounded", checked) if checked == depth else Verdict("unknown", checked)
 
     # -------------------------------------------------------------------------------------- steps

@@ -168,7 +168,8 @@ def _made(verilog: str, top: str, count: int, seed: int, groups: Sequence[str], 
         width = len(chosen).bit_length()
         for mutant in chosen:
             yosys(f"{mutant.command} -ctrl {CONTROL} {width} {mutant.number}")
-        yosys("write_verilog -noattr mutants.v")
+        # Of a $pmux that a mutant selects by twice, simulator and solver would each think something else.
+        yosys("pmuxtree", "write_verilog -noattr mutants.v")
         text = Path("mutants.v").read_text(encoding="utf-8")
         yosys("design -save whole")
         everything = {module for module, _ in kinds}

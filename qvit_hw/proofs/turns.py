@@ -14,6 +14,7 @@ from functools import partial
 
 from amaranth.hdl import Module, Value, unsigned
 
+from golden.cycles import holding
 from golden.gelu import GeluSpec, gelu_pipeline
 from golden.requant import RequantSpec, requant_pipeline
 from golden.residual import ResidualSpec, residual_pipeline
@@ -26,13 +27,13 @@ from rtl.stream import Turns
 
 __all__ = ["properties", "turns"]
 
-STAGES = {
-    "attention's": 1,
-    "gelu's": gelu_pipeline(GeluSpec(), 1).drain - 1,
-    "requant's": requant_pipeline(RequantSpec(), 1).drain - 1,
-    "residual's": residual_pipeline(ResidualSpec(), 1).drain - 1,
+HELD = {
+    "attention": 0,
+    "gelu": holding(gelu_pipeline(GeluSpec(), 1).drain - 1),
+    "requant": holding(requant_pipeline(RequantSpec(), 1).drain - 1),
+    "residual": holding(residual_pipeline(ResidualSpec(), 1).drain - 1),
 }
-"""Cycles in which a beat may still read its bank, by unit."""
+"""Cycles behind a beat in which nobody may write its bank, by unit."""
 INPUTS = ("taken", "last", "switch")
 
 
@@ -49,37 +50,37 @@ class Cycle:
     opens: Bits
 
 
-def circuit(stages: int) -> Circuit:
+def circuit(held: int) -> Circuit:
     """The netlist."""
 
     def build(m: Module, taken: Value, last: Value, switch: Value) -> Mapping[str, Value]:
-        own = Turns(m, stages, taken, last)
+        own = Turns(m, held, taken, last)
         own.switch(switch & own.free)
         return {"bank": own.bank, "idle": own.idle[0], "free": own.free, "opens": own.opening}
 
     return bench(dict.fromkeys(INPUTS, unsigned(1)), build)
 
 
-def turns(stages: int) -> Counterexample | None:
+def turns(held: int) -> Counterexample | None:
     """Rows keep their bank, banks are free when they may be, and come free, from any state and from reset."""
-    netlist = circuit(stages)
+    netlist = circuit(held)
     for reset in (False, True):
         logic = Logic()
         state = Registers(netlist, logic, netlist.initial(logic) if reset else netlist.anything(logic))
         cycles: list[Cycle] = []
-        for _ in range(stages + 2):
+        for _ in range(held + 2):
             given = {name: logic.free(1, name) for name in INPUTS}
             seen, state = state.step(given)
             cycles.append(Cycle(**given, **seen))
         # From reset on every number of cycles counts; from anything, as many as are remembered.
-        for count in range(2, stages + 3) if reset else (stages + 2,):
-            found = _wrong(logic, cycles[:count], stages)
+        for count in range(2, held + 3) if reset else (held + 2,):
+            found = _wrong(logic, cycles[:count], held)
             if found is not None:
                 return found
     return None
 
 
-def _wrong(logic: Logic, cycles: Sequence[Cycle], stages: int) -> Counterexample | None:
+def _wrong(logic: Logic, cycles: Sequence[Cycle], held: int) -> Counterexample | None:
     """What is wrong in the last two of the cycles, if anything can be."""
     *past, before, now = cycles
 
@@ -95,11 +96,12 @@ def _wrong(logic: Logic, cycles: Sequence[Cycle], stages: int) -> Counterexample
     ends = both(before.taken, before.last)
     under_way = both(no(before.opens), no(before.taken))
     inside = logic.some([both(before.taken, no(before.last)), under_way])
-    used = [both(each.taken, same(each.bank, now.idle)) for each in (*past, before)[-stages:]]
+    behind = cycles[len(cycles) - 1 - min(held, len(past) + 1) : -1]
+    used = [both(each.taken, same(each.bank, now.idle)) for each in behind]
     arrives = both(no(now.opens), same(now.bank, now.idle))
     switched = both(before.switch, before.free)
-    kept = [no(both(each.switch, each.free)) for each in (*past, before)[-stages:]]
-    first = cycles[max(len(cycles) - 1 - stages, 0)]
+    kept = [no(both(each.switch, each.free)) for each in behind]
+    first = cycles[len(cycles) - 1 - len(behind)]
     left = logic.some([first.opens, logic.apply("neq", first.bank, now.idle)])
     claims = {
         "a row does not begin with the bank that is not written": implies(
@@ -123,7 +125,7 @@ def _wrong(logic: Logic, cycles: Sequence[Cycle], stages: int) -> Counterexample
             told = ", ".join(
                 f"{name} {''.join(map(str, found[at :: len(names)]))}" for at, name in enumerate(names)
             )
-            return Counterexample(f"banks, {stages} cycles a beat: {text}; cycle by cycle {told}")
+            return Counterexample(f"banks, {held} cycles a beat: {text}; cycle by cycle {told}")
     return None
 
 
@@ -132,12 +134,12 @@ def properties() -> list[Property]:
     return [
         Property(
             "banks",
-            f"turns, {stages} cycles a beat",
+            f"turns of {name}",
             "stream",
-            "A row keeps the bank current at its first beat; nobody writes it before its last beat is "
-            f"{stages} cycles old; then it comes free, whatever rows come, until banks switch.",
-            f"induction: all time, any beats and any writes; {name} depth",
-            partial(turns, stages),
+            "A row keeps the bank current at its first beat; nobody writes it before its last beat is in, or "
+            f"in {held} cycles behind that; then it comes free, whatever rows come, until banks switch.",
+            "induction: all time, any beats and any writes",
+            partial(turns, held),
         )
-        for name, stages in STAGES.items()
+        for name, held in HELD.items()
     ]
