@@ -40,7 +40,7 @@ MODULES = tuple(
     f"qvit_hw.proofs.{name}"
     for name in (
         *("arithmetic", "trees", "softmax", "layernorm", "matrix", "accumulators"),
-        *("queues", "row_store", "turns", "packing", "streams"),
+        *("queues", "row_store", "turns", "packing", "bursts", "streams"),
     )
 )
 

@@ -29,7 +29,7 @@ from golden.accelerator import AcceleratorSpec
 from golden.program import Error, Op, Sink, Source
 from rtl.arith import look_up
 from rtl.control import ALIGNMENT, Control
-from rtl.dma import BurstReader
+from rtl.dma import PAUSE, BurstReader
 from rtl.drain import Drain
 from rtl.layernorm import PtfLayerNorm
 from rtl.matrix import MatrixEngine
@@ -39,11 +39,8 @@ from rtl.softmax import Log2Softmax
 
 __all__ = ["Accelerator", "Core"]
 
-PATIENCE = 31
-"""Cycles without a word, and with none under way, after which a program has ended too early.
-
-More than :data:`rtl.dma.PAUSE`, so that only the end of the program is as long.
-"""
+PATIENCE = PAUSE + 1
+"""Cycles without a word, and with none under way, after which a program has ended too early."""
 
 
 class Core(wiring.Component):

@@ -28,8 +28,8 @@ __all__ = ["PAUSE", "BurstReader"]
 BOUNDARY = 4096
 LONGEST_BURST = 256
 INCREMENTING = 1
-PAUSE = 3
-"""Cycles: to take the program's address behind the image, to ask, and until a word that came is shown."""
+PAUSE = 2
+"""Cycles: to take the program's address behind the image, and to ask."""
 NORMAL_MEMORY = 0b0011
 """``arcache``: bufferable and modifiable, so that an interconnect may join or widen bursts."""
 
@@ -133,7 +133,7 @@ class BurstReader(wiring.Component):
         first = min(exact_log2(self._align), low)  # the lowest bit that an address may have
         block, ahead = Signal(64 - low), Signal(low - first, name="offset") if low > first else Cat()
         offset = Cat(Const(0, first - word_bits), ahead)  # words behind a multiple of a burst
-        left, none, program_next = Signal(32), Signal(), Signal()
+        left, none, program_next = Signal(32, name="left"), Signal(), Signal()
         asked, length = Signal(), Signal(burst_bits + 1)
         rest = Signal(burst_bits + 1)
         m.d.comb += [

@@ -126,6 +126,37 @@ def test_data_counts_only_under_its_guard(valid, use, kept, how, tmp_path):
     assert judge.verdict(1, depth=8).how == how
 
 
+READ = """
+module top(input mutant, input clk, input [3:0] x, input \\unit.read__en , input [1:0] \\unit.read__from ,
+           output [3:0] \\unit.read__word );
+  reg [3:0] one = 0, other = 0; reg [1:0] from = 0;
+  wire en = \\unit.read__en , chosen = \\unit.read__from == 1;
+  always @(posedge clk) begin
+    from <= \\unit.read__from ;
+    one <= en && chosen ? x : one ^ {4{mutant && WRONG}};
+    other <= en ? ~x : other;
+  end
+  assign \\unit.read__word  = from == 1 ? one : other;
+endmodule
+"""
+"""A port that reads one of two words."""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "how"), [("!en", "proven"), ("1'b1", "proven"), ("from == 1", "proven"), ("LATE", "different")]
+)
+def test_what_is_read_counts_in_the_cycle_after(wrong, how, tmp_path):
+    text = READ.replace("WRONG", wrong)
+    if wrong == "LATE":  # the word read is wrong, and not the one that is held
+        text = text.replace("? x : one ^ {4{mutant && LATE}}", "? x ^ {3'b0, mutant} : one")
+    (tmp_path / "top.v").write_text(text)
+    yosys = netlist(tmp_path / "top.v", "top")
+    yosys(*FLAT, f"write_btor {tmp_path / 'top.btor'}")
+    judge = Judge((tmp_path / "top.btor").read_text())
+    assert judge.reads
+    assert judge.verdict(1, depth=8).how == how
+
+
 BEGUN = """
 module top(input mutant, input clk, input x, output y);
   reg first = 0, then = START;

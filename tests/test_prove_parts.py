@@ -9,10 +9,12 @@ import re
 import numpy as np
 import pytest
 from amaranth.hdl import Cat, Const, Mux, Signal
+from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.memory import Memory
 
 import rtl.axi
-from qvit_hw.proofs import packing, row_store, turns
+import rtl.dma
+from qvit_hw.proofs import bursts, packing, row_store, turns
 from qvit_hw.proofs.property import Counterexample
 from rtl.row import Queue, RowStore
 from rtl.stream import Turns
@@ -191,6 +193,33 @@ def test_a_row_that_does_not_end(monkeypatch):
 
     monkeypatch.setattr(Turns, "__init__", endless)
     refuted(turns.turns(1), "a row does not end")
+
+
+# ------------------------------------------------------------------------------------------- bursts
+
+
+def test_a_pause_that_is_longer_than_told(monkeypatch):
+    monkeypatch.setattr(bursts, "PAUSE", 1)
+    refuted(bursts.bursts(4, 32), "a pause of more than 1 cycles with 0 words of a region left, arready ")
+
+
+def test_a_queue_that_is_smaller_than_promised(monkeypatch):
+    def shallow(*, width, depth):
+        return SyncFIFOBuffered(width=width, depth=depth - 1)
+
+    monkeypatch.setattr(rtl.dma, "SyncFIFOBuffered", shallow)
+    refuted(bursts.bursts(4, 32), "bursts: words are lost count of, with promised 32, under way ")
+
+
+def test_a_reader_that_promises_more_than_it_has(monkeypatch):
+    monkeypatch.setattr(bursts, "BURST", 8)
+    plain = rtl.dma.BurstReader
+
+    def generous(*, size, depth, burst, align):
+        return plain(size=size, depth=depth + 8, burst=burst, align=align)
+
+    monkeypatch.setattr(bursts, "BurstReader", generous)
+    refuted(bursts.bursts(4, 32), "bursts: words are lost count of")
 
 
 # ---------------------------------------------------------------------------------------- AXI beats

@@ -18,6 +18,7 @@ import rtl.stream
 from golden.bounds import Interval
 from qvit_hw.proofs import (
     accumulators,
+    bursts,
     independence,
     packing,
     partial_sums,
@@ -111,7 +112,7 @@ def told(found, *words):
 
 
 def test_properties_are_listed_once_and_can_be_sent_to_a_process():
-    modules = (streams, queues, row_store, turns, packing, accumulators)
+    modules = (streams, queues, row_store, turns, packing, bursts, accumulators)
     listed = [each for module in modules for each in module.properties()]
     assert len({(each.unit, each.name) for each in listed}) == len(listed) >= 50
     assert {each.kind for each in listed} == {"stream", "accumulator"}

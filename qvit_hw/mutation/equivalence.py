@@ -18,6 +18,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 from qvit_hw.mutation.relation import Chance, Reading, Relation, abstract_product
@@ -47,6 +48,12 @@ STROBES = (
     *((re.compile(r"(.*__)(?!valid|ready|en|busy).+"), strobe) for strobe in ("valid", "en")),
 )
 """Outputs that mean something only while another is high."""
+WORD = re.compile(r"(.*__)word")
+"""Outputs that mean something in the cycle after an input ``en`` of the same port was high: what is read."""
+SHORT = 2
+"""Bits of an input of such a port that say what is read; more are an address."""
+Inputs = Callable[[str, int], Bits]
+"""Inputs of a cycle by name and width, the same for both runs."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,16 @@ class Judge:
     def __init__(self, btor: str) -> None:
         self.circuit = Circuit(btor)
         self.width = self.circuit.inputs[CONTROL]
+        # What was asked for in the cycle before is one more register: en, and what is short.
+        given = self.circuit.inputs
+        self.reads: dict[str, int] = {}
+        self.asked: dict[int, list[str]] = {}
+        for match in filter(None, map(WORD.fullmatch, self.circuit.outputs)):
+            enable, place = f"{match[1]}en", -1 - len(self.reads)
+            if enable in given:
+                more = [name for name in given if name.startswith(match[1]) and given[name] <= SHORT]
+                self.reads[match[0]] = place
+                self.asked[place] = [enable, *(name for name in more if name != enable)]
 
     def verdict(
         self, number: int, around: Sequence[Judge] = (), *, seconds: float = 60, depth: int = DEPTH
@@ -112,7 +129,7 @@ class Judge:
 
         settled: steps of the unit before the one looked at.  abstract: know nothing of products.
         """
-        relation = Relation(self.circuit.anything(Logic()))
+        relation = Relation(self._anything(Logic()))
         while time.process_time() < end:
             try:
                 if not self._tried(relation, number, settled, end):
@@ -146,7 +163,7 @@ class Judge:
     def _related(self, logic: Reading, relation: Relation, settled: int, abstract: bool) -> _Pair:
         """A state of the unit, ``settled`` steps after any, and one of the mutant in relation with it."""
         multiply = abstract_product(logic) if abstract else None
-        unit = self.circuit.anything(logic)
+        unit = self._anything(logic)
         for _ in range(settled):
             _, unit = self._step(logic, unit, self._inputs(logic, {}), 0, multiply)
         pair = _Pair(logic, unit, {}, multiply)
@@ -176,15 +193,15 @@ class Judge:
     def _begun(self, abstract: bool) -> _Pair:
         """Both runs in their initial state: settled steps say nothing of the first ones."""
         logic = Reading()
-        unit = self.circuit.initial(logic)
+        unit = self._initial(logic)
         return _Pair(logic, unit, dict(unit), abstract_product(logic) if abstract else None)
 
     def _kept(self, pair: _Pair, relation: Relation, number: int) -> tuple[bool, bool]:
         """Go a step: whether outputs are equal, and whether the relation had to shrink to hold behind it."""
-        logic, inputs = pair.logic, self._inputs(pair.logic, {})
+        logic, inputs, asked = pair.logic, self._inputs(pair.logic, {}), pair.unit
         seen, pair.unit = self._step(logic, pair.unit, inputs, 0, pair.multiply)
         found, pair.mutant = self._step(logic, pair.mutant, inputs, number, pair.multiply)
-        if self._solve(pair, [self._outputs_differ(logic, seen, found)], []) is not None:
+        if self._solve(pair, [self._outputs_differ(logic, asked, seen, found)], []) is not None:
             return False, False
         words = self._words(pair)
         watched = [held for held in map(pair.unit.__getitem__, relation.watched) if isinstance(held, Bits)]
@@ -242,14 +259,15 @@ class Judge:
     def _bounded(self, number: int, end: float, depth: int) -> Verdict:
         """Search all inputs of some cycles from reset for a difference."""
         logic = Reading()
-        unit = self.circuit.initial(logic)
+        unit = self._initial(logic)
         mutant = dict(unit)
         checked, apart = 0, list[Bits]()
         for cycle in range(depth):
             inputs = self._inputs(logic, RESETS if cycle == 0 else {n: 1 - v for n, v in RESETS.items()})
+            asked = unit
             seen, unit = self._step(logic, unit, inputs, 0)
             found, mutant = self._step(logic, mutant, inputs, number)
-            apart.append(self._outputs_differ(logic, seen, found))
+            apart.append(self._outputs_differ(logic, asked, seen, found))
             if cycle + 1 < min(2 * checked, depth):
                 continue  # one question about many cycles is answered sooner than one about each of them
             left = end - time.process_time()
@@ -266,8 +284,25 @@ class Judge:
 
     # -------------------------------------------------------------------------------------- steps
 
+    def _anything(self, logic: Logic) -> State:
+        """Any state."""
+        return self.circuit.anything(logic) | self._remembered(logic, self._inputs(logic, {}))
+
+    def _initial(self, logic: Logic) -> State:
+        """The initial state, before which nothing was asked for."""
+        nothing = self._remembered(logic, lambda _, width: logic.const(0, width))
+        return self.circuit.initial(logic) | nothing
+
+    def _remembered(self, logic: Logic, inputs: Inputs) -> State:
+        """What a cycle asks for."""
+        widths = self.circuit.inputs
+        return {
+            place: reduce(logic.concat, [inputs(name, widths[name]) for name in reversed(names)])
+            for place, names in self.asked.items()
+        }
+
     @staticmethod
-    def _inputs(logic: Logic, fixed: dict[str, int]) -> Callable[[str, int], Bits]:
+    def _inputs(logic: Logic, fixed: dict[str, int]) -> Inputs:
         """Inputs of a cycle, the same for both runs."""
         known: dict[str, Bits] = {}
 
@@ -282,19 +317,21 @@ class Judge:
         self,
         logic: Logic,
         state: State,
-        inputs: Callable[[str, int], Bits],
+        inputs: Inputs,
         number: int,
         multiply: Callable[[Bits, Bits], Bits] | None = None,
     ) -> tuple[dict[str, Bits], State]:
         """A cycle of the mutant ``number``; 0 is the unit."""
         chosen = logic.const(number, self.width)
-        return self.circuit.step(
+        outputs, after = self.circuit.step(
             logic, state, lambda name, width: chosen if name == CONTROL else inputs(name, width), multiply
         )
+        return outputs, after | self._remembered(logic, inputs)
 
-    @staticmethod
-    def _outputs_differ(logic: Logic, seen: dict[str, Bits], found: dict[str, Bits]) -> Bits:
-        """Whether an output differs that means something."""
+    def _outputs_differ(
+        self, logic: Logic, asked: State, seen: dict[str, Bits], found: dict[str, Bits]
+    ) -> Bits:
+        """Whether an output differs that means something; asked: the unit's state, with what was read."""
         apart: list[Bits] = []
         for name, value in seen.items():
             if name.endswith(f".{CONTROL}"):
@@ -307,5 +344,9 @@ class Judge:
                 match = pattern.fullmatch(name)
                 if match and match[1] + strobe in seen:
                     differs = logic.every([differs, seen[match[1] + strobe]])
+            if name in self.reads:
+                before = asked[self.reads[name]]
+                assert isinstance(before, Bits)
+                differs = logic.every([differs, logic.slice(before, 0, 0)])
             apart.append(differs)
         return logic.some(apart)

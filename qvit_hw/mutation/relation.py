@@ -21,7 +21,7 @@ __all__ = ["Chance", "Guard", "Reading", "Relation", "abstract_product"]
 
 Guard = tuple[int, int, int]
 """A register, by line, some of its bits, and the value that they have."""
-SMALL = 4
+SMALL = 5
 """Bits of the widest register of which each value is a guard: valid bits and states of machines."""
 WIDE = 16
 """Bits of the widest one of which each bit is a guard while it is 1: what is valid, stage by stage."""
