@@ -27,7 +27,7 @@ ORDER_FILE = "mutants.json"
 RESULTS_VARIABLE = "COCOTB_RESULTS_FILE"
 STUCK = "stuck"
 SECONDS = 60
-"""After which a mutant counts as hung; a run of the unit as it is takes a tenth of that."""
+"""Of the processor, after which a mutant counts as hung; the unit as it is takes a tenth of that."""
 CHUNK = 100
 """Mutants of a simulator process: progress is told between them."""
 

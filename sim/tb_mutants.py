@@ -4,13 +4,14 @@
 Listed before other testbenches, whose tests then run as they are, once in each child with its mutant chosen,
 and at last in this process itself with none, which is the control run. cocotb stops a child at its first
 failure (COCOTB_MAX_FAILURES) and leaves its results in the child's own file. A child that ends without
-results has crashed; one that takes too long is killed and noted by a file.
+results has crashed; one that takes too much time of the processor is ended and noted by a file.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -25,6 +26,8 @@ from sim.mutants import ORDER_FILE, RESULTS_VARIABLE, child_folder, note_stuck
 ORDER = json.loads((Path(os.environ[JOB_VARIABLE]) / ORDER_FILE).read_text(encoding="utf-8"))
 LISTED = ("job.json", "job.npz", "session.json", "memory.bin", "words.npz")
 """Files of a job that a testbench reads; a child has them, too, and writes where no other does."""
+BUSY = 20
+"""So many times its seconds may go by on the clock before a child is given up: others work here, too."""
 
 
 @cocotb.test(stage=-1)
@@ -41,12 +44,14 @@ async def choose(dut: Any) -> None:
                 _become(dut, number, folder)
                 return
             running[child] = number, time.monotonic()
-        child, _ = os.waitpid(-1, os.WNOHANG)
+        child, status = os.waitpid(-1, os.WNOHANG)
         if child:
-            del running[child]
+            number, _ = running.pop(child)
+            if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+                note_stuck(folder, number)
             continue
         for child, (number, begun) in running.items():
-            if time.monotonic() - begun > ORDER["seconds"]:
+            if time.monotonic() - begun > BUSY * ORDER["seconds"]:
                 note_stuck(folder, number)
                 os.kill(child, signal.SIGKILL)
         time.sleep(0.002)
@@ -54,6 +59,8 @@ async def choose(dut: Any) -> None:
 
 def _become(dut: Any, number: int, folder: Path) -> None:
     """Be a mutant: its number in the design, a folder of its own, no word on the log."""
+    # A limit in time on the clock would count a mutant as found because the machine is busy.
+    resource.setrlimit(resource.RLIMIT_CPU, (ORDER["seconds"], ORDER["seconds"] + BUSY))
     mine = child_folder(folder, number)
     mine.mkdir()
     for name in LISTED:

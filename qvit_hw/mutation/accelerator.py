@@ -34,8 +34,8 @@ UNITS = {
 """Modules by unit."""
 TOGETHER = f"{TOP}(_control)?|{CORE}(_sequencer|_array|_drain|_(layernorm|softmax))?"
 """What one of them asks for is a word of another in the next cycle."""
-SECONDS = 30
-"""After which a mutant counts as hung; each of its runs has a limit in cycles, too."""
+SECONDS = 120
+"""Of the processor, after which a mutant counts as hung; each of its runs has a limit in cycles, too."""
 
 
 @dataclass(frozen=True)
