@@ -149,9 +149,11 @@ class Turns:
             m.d.sync += [self.opening.eq(last), arriving.eq(self.bank)]
         free = []
         for index in range(2):
-            passing = Signal(held, name=f"passing_{index}")
-            m.d.sync += passing.eq(Cat(taken & (self.bank == index), passing))
-            free.append(~passing.any() & (self.opening | (arriving != index)))
+            free.append(self.opening | (arriving != index))
+            if held:
+                passing = Signal(held, name=f"passing_{index}")
+                m.d.sync += passing.eq(Cat(taken & (self.bank == index), passing))
+                free[index] &= ~passing.any()
         self.free = Array(free)[self.idle]
 
     def switch(self, when: Value) -> None:
