@@ -6,13 +6,14 @@
 writes ``index.html`` into the folder: for each page that lies in it, at any depth, a card with its one
 number, its verdict and its date, and a grey one with the command that makes it for each kind that is missing.
 A page tells its number in its heading; the verdict is ``passed`` of the JSON beside it, unknown if there is
-none.
+none of the page's schema. A file that only has the name of a page is left out, and told.
 """
 
 from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +29,8 @@ from qvit_hw.report_page.frame import render
 __all__ = ["INDEX", "KINDS", "Kind", "Page", "find_pages", "render_index", "run"]
 
 INDEX = "index.html"
-MARK = "· qvit-hw</title>"
-"""What every page of ours has in its title."""
+MARK = re.compile(r"<title>[^<]*· qvit-hw(?: ·[^<]*)?</title>")
+"""The title of every page of ours."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Kind:
     title: str
     about: str
     command: str
+
+    @property
+    def schema(self) -> str:
+        """What the JSON beside such a page says that it is."""
+        return f"qvit-hw/{self.stem}"
 
 
 KINDS = (
@@ -88,36 +94,54 @@ class Page:
 def run(*, folder: Path) -> int:
     """Write the index of a folder; return the exit status, 0. UserError if the folder will not do."""
     folder = Path(folder)
-    if not folder.is_dir():
+    if not folder.exists():
         raise UserError(f"Folder {str(folder)!r} does not exist: make a page first, such as make demo.")
+    if not folder.is_dir():
+        raise UserError(f"Folder {str(folder)!r} must be a folder, not a file.")
+    pages = find_pages(folder)
+    if not pages:
+        raise UserError(f"Folder {str(folder)!r} has no page of ours: make one first, such as make demo.")
     out = folder / INDEX
     with told(out):
-        if out.exists() and MARK not in out.read_text(encoding="utf-8", errors="replace"):
+        if out.exists() and not MARK.search(_text(out)):
             raise UserError(f"Output {str(out)!r} is another page: it is left alone.")
-        pages = find_pages(folder)
         write_files({out: render_index(pages).encode("utf-8")})
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    known = {page.place for page in pages}
+    if others := [place for _, _, place in _named(folder) if place not in known]:
+        console.print(f"left out, as no page of ours: {', '.join(map(repr, others))}")
     console.print(f"{out}: {_count(len(pages), 'page')}")
     return 0
 
 
 def find_pages(folder: Path) -> list[Page]:
-    """The pages of a folder at any depth, kind by kind; what lies in hidden folders is not looked at."""
-    pages = []
+    """The pages of ours in a folder at any depth, kind by kind; hidden folders are not looked at."""
+    found = (_page(kind, path, place) for kind, path, place in _named(folder))
+    return [page for page in found if page is not None]
+
+
+def _named(folder: Path) -> Iterator[tuple[Kind, Path, str]]:
+    """Files with the name of a kind of page, whoever wrote them: kind, path, place in the folder."""
     for kind in KINDS:
         for path in sorted(folder.rglob(f"{kind.stem}.html")):
             inside = path.relative_to(folder)
             if path.is_file() and not any(part.startswith(".") for part in inside.parts):
-                pages.append(_page(kind, path, inside.as_posix()))
-    return pages
+                yield kind, path, inside.as_posix()
 
 
-def _page(kind: Kind, path: Path, place: str) -> Page:
-    text = path.read_text(encoding="utf-8", errors="replace")
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _page(kind: Kind, path: Path, place: str) -> Page | None:
+    """What a file tells; None where it is no page of ours."""
+    text = _text(path)
+    if not MARK.search(text):
+        return None
     heading = re.search(r"<h1[^>]*>(.*?)(?:<small[^>]*>(.*?)</small>\s*)?</h1>", text, re.DOTALL)
     number, of = (_plain(part or "") for part in heading.groups()) if heading else ("", "")
     date = datetime.fromtimestamp(path.stat().st_mtime, UTC).date().isoformat()
-    return Page(kind, place, number or kind.title, of or kind.about, _verdict(path), date)
+    return Page(kind, place, number or kind.title, of or kind.about, _verdict(kind, path), date)
 
 
 def _plain(part: str) -> str:
@@ -125,12 +149,14 @@ def _plain(part: str) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]*>", "", part)).split())
 
 
-def _verdict(page: Path) -> bool | None:
+def _verdict(kind: Kind, page: Path) -> bool | None:
     try:
         content = read_json(page.with_suffix(".json").read_bytes())
     except (OSError, ValueError):
         return None
-    passed = content.get("passed") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or content.get("schema") != kind.schema:
+        return None
+    passed = content.get("passed")
     return passed if isinstance(passed, bool) else None
 
 
