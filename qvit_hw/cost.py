@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from golden.fixedpoint import integer
 from qvit_hw.costing import baseline
-from qvit_hw.costing.measuring import Row, Task, measure_all, tasks_for
+from qvit_hw.costing.measuring import Row, Task, check_liberty, measure_all, tasks_for
 from qvit_hw.costing.page import cost_page
 from qvit_hw.costing.peers import PEERS
 from qvit_hw.costing.tables import markdown, parts_markdown, terminal
@@ -64,6 +64,8 @@ def run(
     targets = _targets(target or (list(TABLE) if markdown else None), library, console)
     workers = processes(jobs, "Jobs")
     check_replaced(Path(out), JSON, SCHEMA, " and no costs")
+    if any("liberty" in TARGETS[name].tools for name in targets):
+        check_liberty(library)
     before = baseline.read()
     tasks = tasks_for(units, targets, counts, library)
     if not tasks:

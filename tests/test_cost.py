@@ -2,6 +2,7 @@
 """Costs: what the baseline, the command, the page and the README's table do with what was measured."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from qvit_hw.costing.peers import PEERS
 from qvit_hw.costing.tables import markdown, parts_markdown
 from qvit_hw.costing.targets import TARGETS
 from qvit_hw.costing.units import DEFAULT_UNITS
+from qvit_hw.costing.yosys import Failed, execute
 from qvit_hw.errors import MissingTool, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,6 +162,41 @@ def test_a_missing_tool_is_told_before_any_work(command, capsys, monkeypatch, tm
     monkeypatch.setattr(targets.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingTool, match="pyosys"):
         targets.check_tools(TARGETS["xcup"])
+
+
+CELLS = "library (x) { cell (NAND2X1) { area : 24; pin (Y) { direction : output; } } %s"
+"""A Liberty file but for its end."""
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "must have a NAND2 cell with an area, not none"),
+        (bytes(range(256)), "must have a NAND2 cell with an area, not none"),
+        ((CELLS % "}").replace("24", "0.0").encode(), "must have a NAND2 cell with an area, not none"),
+        ((CELLS % "").encode(), "cannot be read: Syntax error in liberty file on line 1"),
+    ],
+    ids=["empty", "no text", "no area", "cut off"],
+)
+def test_a_liberty_file_that_is_none_is_refused(command, capsys, tmp_path, content, reason):
+    path = tmp_path / "mine.lib"
+    path.write_bytes(content)
+    assert command("--target", "asic", "--liberty", str(path)) == 2
+    assert capsys.readouterr().err == f"error: Liberty file '{path}' {reason}.\n"
+    assert not (tmp_path / "cost").exists()
+    assert command("--liberty", str(path)) == 0, "xcup asks for no Liberty file"
+
+
+def test_a_liberty_file_is_taken_in_any_encoding(command, tmp_path):
+    path = tmp_path / "mine.lib"
+    path.write_bytes(b"/* caf\xe9 */ " + (CELLS % "}").encode())
+    assert command("--target", "asic", "--liberty", str(path)) == 0
+
+
+def test_a_tool_s_sentence_keeps_one_full_stop(tmp_path):
+    words = [sys.executable, "-c", "import sys; sys.exit('ERROR: No entries.')"]
+    with pytest.raises(Failed, match=r"^ERROR: No entries$"):
+        execute(words, tmp_path, "log")
 
 
 def test_without_a_target_those_without_a_tool_are_left_out_and_named(capsys, monkeypatch):

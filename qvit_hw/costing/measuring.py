@@ -20,12 +20,14 @@ from qvit_hw.costing.targets import (
     Target,
     Variant,
     find_target,
+    nand2_area,
     tool_versions,
 )
 from qvit_hw.costing.units import ACCELERATOR, unit_rtlil
-from qvit_hw.costing.yosys import Failed, stop
+from qvit_hw.costing.yosys import Failed, run_passes, stop
+from qvit_hw.errors import UserError
 
-__all__ = ["Row", "Task", "measure", "measure_all", "tasks_for"]
+__all__ = ["Row", "Task", "check_liberty", "measure", "measure_all", "tasks_for"]
 
 COUNTING = 2
 """Changes with what is counted as what, and how: figures of another one are not comparable."""
@@ -103,6 +105,18 @@ def tasks_for(
                     if lanes or whole or each.lanes is None or count in each.lanes
                 ]
     return tasks
+
+
+def check_liberty(liberty: Path) -> None:
+    """Raise UserError, which names the file, unless it has a NAND2 and Yosys takes it for its cells."""
+    called = f"Liberty file {str(liberty)!r}"
+    nand2_area(liberty.read_text(encoding="utf-8", errors="replace"), called)
+    with tempfile.TemporaryDirectory(prefix="qvit-cost-") as name:
+        shutil.copy(liberty, Path(name) / "cells.lib")
+        try:
+            run_passes(("dfflibmap -liberty cells.lib",), Path(name))
+        except Failed as error:
+            raise UserError(f"{called} cannot be read: {str(error).removeprefix('ERROR: ')}.") from error
 
 
 def measure(task: Task) -> Row:

@@ -42,6 +42,7 @@ __all__ = [
     "Variant",
     "check_tools",
     "find_target",
+    "nand2_area",
     "tool_versions",
 ]
 
@@ -198,20 +199,20 @@ def _area(folder: Path) -> Figures:
     """Area of the cells, the same in NAND2s, and the memories' bits, from Yosys' words."""
     said = (folder / "area").read_text(encoding="utf-8")
     area = float(re.findall(r"Chip area for (?:top )?module '\\?top': ([\d.]+)", said)[-1])
-    nand = nand2_area((folder / "cells.lib").read_text(encoding="utf-8"))
+    nand = nand2_area((folder / "cells.lib").read_text(encoding="utf-8", errors="replace"))
     memories = (folder / "memories").read_text(encoding="utf-8")
     words, widths = (re.findall(rf"parameter \\{name} (\d+)", memories) for name in ("SIZE", "WIDTH"))
     bits = sum(int(size) * int(width) for size, width in zip(words, widths, strict=True))
     return {"um2": area, "NAND2": round(area / nand), "memory bits": bits}
 
 
-def nand2_area(liberty: str) -> float:
-    """Area of the smallest NAND of two inputs of a Liberty file; UserError where there is none."""
+def nand2_area(liberty: str, called: str = "Liberty file") -> float:
+    """Area of the smallest NAND of two inputs of a Liberty file; UserError where there is none over 0."""
     cell = r"cell\s*\(\s*\"?(?:\w+__)?(?:NAND2|nand2)\w*\"?\s*\)\s*\{"
-    areas = re.findall(cell + r"[^{}]*?area\s*:\s*([\d.]+)", liberty)
-    if not areas:
-        raise UserError("Liberty file must have a NAND2 cell with an area, not none.")
-    return min(float(area) for area in areas)
+    areas = [float(area) for area in re.findall(cell + r"[^{}]*?area\s*:\s*(\d*\.?\d+)", liberty)]
+    if not any(areas):
+        raise UserError(f"{called} must have a NAND2 cell with an area, not none.")
+    return min(area for area in areas if area)
 
 
 # ------------------------------------------------------------------------------------------- placing

@@ -28,7 +28,7 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Failed(Exception):
-    """A tool ended with an error; told with what it said last."""
+    """A tool ended with an error; told with what it said last, without its full stop."""
 
 
 def execute(command: Sequence[str], folder: Path, log: str) -> str:
@@ -59,7 +59,7 @@ def execute(command: Sequence[str], folder: Path, log: str) -> str:
     if process.returncode:
         lines = [line for line in said.splitlines() if line.strip()]
         errors = [line for line in lines if "ERROR" in line] or lines[-1:] or ["nothing said"]
-        raise Failed(errors[0].strip())
+        raise Failed(errors[0].strip().rstrip("."))
     return said
 
 
