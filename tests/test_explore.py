@@ -95,6 +95,10 @@ def test_a_space_can_be_narrowed():
     assert space["base"] == ("2", "sqrt2")
     assert space["code_bits"] == SPACE["code_bits"]
     wrong = {"exp_bits=99": "Exp bits must be one of 12, 15, 18, not 99", "x=1": "NAME=VALUE"}
+    wrong |= {
+        lacking: f"^Fixed value '{lacking}' lacks its value: it must be one of 12, 15, 18\\.$"
+        for lacking in ("exp_bits", "exp_bits=")
+    }
     for setting, part in wrong.items():
         with pytest.raises(UserError, match=part):
             narrowed([], [setting])

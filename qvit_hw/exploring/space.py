@@ -80,6 +80,9 @@ def narrowed(lanes: Sequence[int], fixed: Sequence[str]) -> Space:
         if name not in SPACE:
             names = ", ".join(SPACE)
             raise UserError(f"Fixed value must be NAME=VALUE with a name of {names}, not {setting!r}.")
+        if not value:
+            values = ", ".join(map(str, SPACE[name]))
+            raise UserError(f"Fixed value {setting!r} lacks its value: it must be one of {values}.")
         given.append((name, value))
     for name, value in given:
         known = {str(each): each for each in SPACE[name]}
