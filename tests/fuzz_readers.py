@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from qvit_hw.errors import UserError
 from qvit_hw.index import find_pages, render_index
 from qvit_hw.models.checkpoints import read_checkpoint
 from qvit_hw.models.images import open_picture
-from qvit_hw.outputs import check_replaced
+from qvit_hw.outputs import check_folder, check_replaced
 from qvit_hw.report_page.results import load_results
 from qvit_hw.report_page.runs import load_run
 from qvit_hw.rtl_folder import load_rtl
@@ -158,15 +158,31 @@ READERS: tuple[Reader, ...] = (
 )
 
 
-def main() -> int:
-    """Fuzz all readers, print what became of it; return 1 if a rule was broken."""
+def _chosen(options: argparse.Namespace) -> list[Reader]:
+    """The readers to feed; UserError for options that will not do."""
+    if options.inputs < 1:
+        raise UserError(f"Inputs must be at least 1, not {options.inputs}.")
+    names = [reader.name for reader in READERS]
+    for name in options.only or ():
+        if name not in names:
+            raise UserError(f"Reader must be one of {', '.join(names)}, not {name!r}.")
+    check_folder(options.out)
+    return [reader for reader in READERS if not options.only or reader.name in options.only]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fuzz all readers, print what became of it; return 1 if a rule was broken, 2 for bad options."""
     parser = argparse.ArgumentParser(description="Feeds every reader with files that nobody wrote.")
     parser.add_argument("--inputs", type=int, default=100_000, help="inputs in all")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", action="append", help="readers of this name alone")
     parser.add_argument("--out", type=Path, default=Path("build/fuzz"), help="for inputs that break a rule")
-    options = parser.parse_args()
-    readers = [r for r in READERS if not options.only or r.name in options.only]
+    options = parser.parse_args(arguments)
+    try:
+        readers = _chosen(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     whole = sum(reader.share for reader in readers)
     tallies = []
     print(f"{'reader':24} {'inputs':>8} {'taken':>8} {'refused':>8} {'seconds':>8}")

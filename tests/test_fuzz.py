@@ -6,6 +6,7 @@
 
 import io
 import pickle
+import re
 import resource
 import zipfile
 import zlib
@@ -41,6 +42,32 @@ def test_readers_refuse_or_understand(reader, tmp_path, monkeypatch):
     assert tally.tried >= 10
     refused = tally.tried - tally.taken
     assert refused or reader.name in TOLERANT, "edits that all are taken try nothing"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--inputs", "0"], "Inputs must be at least 1, not 0."),
+        (["--inputs", "-5"], "Inputs must be at least 1, not -5."),
+        (["--only", "json", "--only", "nosuch"], "Reader must be one of json, .*, compile, not 'nosuch'."),
+        (["--out", "file"], "Output 'file' must be a folder, not a file."),
+    ],
+)
+def test_options_that_will_not_do_are_refused(arguments, sentence, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    assert fuzz_readers.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(f"error: {sentence}\n", err)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_command_feeds_the_readers_asked_for(tmp_path, monkeypatch, capsys):
+    use(tmp_path, monkeypatch)
+    asked = ["--inputs", "20", "--only", "json", "--only", "index of pages", "--out", str(tmp_path / "out")]
+    assert fuzz_readers.main(asked) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" inputs, 0 of 2 readers broke a rule")
 
 
 def use(folder, monkeypatch):
