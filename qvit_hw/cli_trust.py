@@ -18,7 +18,7 @@ _PROOFS, _COVERAGE, _MUTATION = Path("build/proofs"), Path("build/coverage"), Pa
 _COST, _TRADEOFF, _BUILD = Path("build/cost"), Path("build/tradeoff"), Path("build")
 _Only = Annotated[
     list[str] | None,
-    typer.Option(help="Only those whose name has this pattern; may be given again.", show_default=False),
+    typer.Option(help="Only units of this name or pattern (soft*); may be given again.", show_default=False),
 ]
 _Jobs = Annotated[int | None, typer.Option(help="Processes; one a core by default.", show_default=False)]
 

@@ -16,24 +16,28 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-from qvit_hw.covering.accelerator import ACCELERATORS
-from qvit_hw.covering.subjects import ROW_SUBJECTS, Found, Subject
-from qvit_hw.errors import UserError
-from qvit_hw.outputs import check_folder, made_folder, told, write_files
+from qvit_hw.chosen import chosen
+from qvit_hw.errors import UserError, check_packages
+from qvit_hw.outputs import check_replaced, replaced_folder
 from qvit_hw.processes import processes
 from qvit_hw.report_page import frame
 from qvit_hw.simulate import find_tools
 from sim.runner import RunFailed
 from sim.tools import Tools
 
+if TYPE_CHECKING:
+    from qvit_hw.covering.subjects import Found, Subject
+
 __all__ = ["BAR", "run"]
 
-SUBJECTS: tuple[Subject, ...] = (*ACCELERATORS, *ROW_SUBJECTS)
+PAGE, JSON = "coverage.html", "coverage.json"
+SCHEMA, VERSION = "qvit-hw/coverage", 1
 BAR = 0.97
 """Share of the lines that the tests of a unit must reach."""
 
@@ -43,46 +47,51 @@ def run(
     out: Path,
     only: Sequence[str] | None = None,
     jobs: int | None = None,
-    subjects: Sequence[Subject] = SUBJECTS,
+    subjects: Sequence[Subject] | None = None,
 ) -> int:
-    """Run the units' tests and count; write the page and its JSON; return the exit status."""
+    """Run the tests of ``subjects``, by default all there are, and count; write the page and its JSON.
+
+    Returns the exit status.
+    """
+    check_packages("verify", "pyosys", "bitwuzla", "cocotb_coverage")
     workers = processes(jobs)
-    wanted = [each for each in subjects if _units(each, only)]
-    if not wanted:
-        known = ", ".join(unit for each in subjects for unit in each.units)
-        raise UserError(f"No unit is called {' or '.join(only or ())!r}: there are {known}.")
-    check_folder(out)
+    wanted = chosen(_subjects() if subjects is None else subjects, only)
+    check_replaced(out, JSON, SCHEMA, " and no coverage")
     tools = find_tools("verilator")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
-        made_folder(out),
         tempfile.TemporaryDirectory(prefix="qvit-") as work,
         Progress(*columns, console=Console(stderr=True)) as progress,
         ThreadPoolExecutor(workers) as pool,
     ):
         bar = progress.add_task("designs simulated", total=len(wanted))
 
-        def measured(subject: Subject) -> list[dict[str, Any]]:
+        def measured(asked: tuple[Subject, list[str]]) -> list[dict[str, Any]]:
+            subject, names = asked
             folder = Path(work) / subject.name
             folder.mkdir()
             found = subject.run(folder, tools)
             progress.advance(bar)
-            return [_unit(name, subject.what, found[name]) for name in _units(subject, only)]
+            return [_unit(name, subject.what, found[name]) for name in names]
 
         try:
             units = [unit for found in pool.map(measured, wanted) for unit in found]
         except RunFailed as error:
             raise UserError(f"Simulation failed: {error}") from error
-        document = _document(units, tools)
-        with told(out):
-            text, page = json.dumps(document, indent=1) + "\n", _page(document)
-            write_files({out / "coverage.json": text.encode(), out / "coverage.html": page.encode()})
+    document = _document(units, tools, only)
+    with replaced_folder(out) as folder:
+        (folder / JSON).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        (folder / PAGE).write_text(_page(document), encoding="utf-8")
+    _print(document, out / PAGE)
     return 0 if document["passed"] else 1
 
 
-def _units(subject: Subject, only: Sequence[str] | None) -> list[str]:
-    """Units of a design that are asked for."""
-    return [unit for unit in subject.units if not only or any(part in unit for part in only)]
+def _subjects() -> tuple[Subject, ...]:
+    """All designs; what they need is there by now."""
+    from qvit_hw.covering.accelerator import ACCELERATORS
+    from qvit_hw.covering.subjects import ROW_SUBJECTS
+
+    return (*ACCELERATORS, *ROW_SUBJECTS)
 
 
 def _unit(name: str, what: str, found: Found) -> dict[str, Any]:
@@ -136,11 +145,14 @@ def _unit(name: str, what: str, found: Found) -> dict[str, Any]:
     }
 
 
-def _document(units: list[dict[str, Any]], tools: Tools) -> dict[str, Any]:
-    """coverage.json."""
+def _document(
+    units: list[dict[str, Any]], tools: Tools, only: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """coverage.json; only: what was asked for, if not everything."""
     return {
-        "schema": "qvit-hw/coverage",
-        "version": 1,
+        "schema": SCHEMA,
+        "version": VERSION,
+        "only": list(only or ()),
         "simulator": {"name": tools.name, "version": tools.version},
         "bar": BAR,
         "units": units,
@@ -159,6 +171,29 @@ def _page(document: dict[str, Any]) -> str:
         passed=document["passed"],
         document=document,
     )
+
+
+def _print(document: dict[str, Any], where: Path) -> None:
+    console = Console(highlight=False)
+    table = Table("unit", "bins", "not hit", "lines that can be reached", "gaps without a reason", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for unit in document["units"]:
+        lines = f"{100 * unit['line']['share_of_reachable']:.1f} %"
+        figures = unit["bins"], len([bin_ for p in unit["points"] for bin_ in p["missed"]])
+        table.add_row(unit["unit"], *map(str, figures), lines, str(unit["unexplained"]))
+    console.print(table)
+    for unit in document["units"]:
+        for point in unit["points"]:
+            for name in point["missed"]:
+                place = f"{point['point']}: {name}"
+                console.print(f"not hit: {unit['unit']}, {place}", style="red", soft_wrap=True)
+        for gap in unit["gaps"]:
+            if not gap["reason"]:
+                place = f"{gap['module']} line {gap['line']}: {gap['text']}"
+                console.print(f"not reached: {unit['unit']}, {place}", style="red", soft_wrap=True)
+    passed = "covered" if document["passed"] else "not covered"
+    console.print(f"{len(document['units'])} units {passed}: {where}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
 
     python -m qvit_hw.mutate [--only softmax] [--count 100] [--seed 1] [--jobs 2] [--out build/mutation]
 
-writes ``mutation.json`` and ``mutation.html``. A mutant is a bit of a cell's port that is inverted, constant
-or depends on another bit (Yosys ``mutate``). It is killed if a test fails, if the simulator gives up, or
-if no test ends; else it is compared with the unit: equal for all inputs and for ever ("proven"), equal
-for all inputs within some cycles from reset ("bounded"), or neither, which counts against the testbench.
-The score is what was killed of what is not equivalent. Exit status: 1 if the score of a unit is below
-``BAR``.
+prints a score for each unit and writes ``mutation.json`` and ``mutation.html``. A mutant is a bit of a
+cell's port that is inverted, constant or depends on another bit (Yosys ``mutate``). It is killed if a test
+fails, if the simulator gives up, or if no test ends; else it is compared with the unit: equal for all inputs
+and for ever ("proven"), equal for all inputs within some cycles from reset ("bounded"), or neither, which
+counts against the testbench. The score is what was killed of what is not equivalent. Exit status: 1 if the
+score of a unit is below ``BAR``.
 """
 
 from __future__ import annotations
@@ -21,18 +21,16 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-from qvit_hw.errors import UserError
-from qvit_hw.mutation.accelerator import ACCELERATOR
-from qvit_hw.mutation.attention import HEAD_UNITS
-from qvit_hw.mutation.equivalence import Judge, Verdict
+from qvit_hw.chosen import chosen
+from qvit_hw.errors import UserError, check_packages
 from qvit_hw.mutation.schemata import Mutant, Schemata, schemata
-from qvit_hw.mutation.subjects import ROW_UNITS, Subject
-from qvit_hw.outputs import check_folder, made_folder, told, write_files
+from qvit_hw.outputs import check_replaced, replaced_folder
 from qvit_hw.processes import processes
 from qvit_hw.report_page import frame
 from qvit_hw.simulate import find_tools
@@ -40,11 +38,16 @@ from sim.mutants import ControlFailed, Fate
 from sim.runner import RunFailed
 from sim.tools import Tools
 
+if TYPE_CHECKING:
+    from qvit_hw.mutation.equivalence import Judge, Verdict
+    from qvit_hw.mutation.subjects import Subject
+
 __all__ = ["BAR", "run"]
 
+PAGE, JSON = "mutation.html", "mutation.json"
+SCHEMA, VERSION = "qvit-hw/mutation", 1
 BAR = 0.97
 """Share of the mutants that are not equivalent which the tests of a unit must kill."""
-SUBJECTS: tuple[Subject, ...] = (*ROW_UNITS, *HEAD_UNITS, *ACCELERATOR)
 COMPARING = 60
 """Seconds for each question about a mutant and its unit."""
 HINTS = {
@@ -60,49 +63,51 @@ def run(
     count: int = 100,
     seed: int = 1,
     jobs: int | None = None,
-    subjects: Sequence[Subject] = SUBJECTS,
+    subjects: Sequence[Subject] | None = None,
     patience: int = COMPARING,
 ) -> int:
     """Make, run and compare the mutants; write the page and its JSON; return the exit status.
 
-    patience: seconds for each question about a survivor.
+    subjects: all there are without.  patience: seconds for each question about a survivor.
     """
+    check_packages("verify", "pyosys", "bitwuzla")
     if count < 1:
         raise UserError(f"Mutants must be at least 1 of each unit, not {count!r}.")
     if seed < 0:
         raise UserError(f"Seed must be at least 0, not {seed!r}.")
     workers = processes(jobs)
-    wanted = [each for each in subjects if _units(each, only)]
-    if not wanted:
-        known = ", ".join(unit for each in subjects for unit in each.units)
-        raise UserError(f"No unit is called {' or '.join(only or ())!r}: there are {known}.")
-    check_folder(out)
+    wanted = chosen(_subjects() if subjects is None else subjects, only)
+    check_replaced(out, JSON, SCHEMA, " and no mutants")
     tools = find_tools("verilator")
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     entries: list[dict[str, Any]] = []
-    with made_folder(out), Progress(*columns, console=console) as progress:
-        for subject in wanted:
+    with Progress(*columns, console=console) as progress:
+        for subject, names in wanted:
             try:
-                entries += _examined(subject, only, count, seed, tools, workers, progress, patience)
+                entries += _examined(subject, names, count, seed, tools, workers, progress, patience)
             except (RunFailed, ControlFailed) as error:
                 raise UserError(f"Mutants of {subject.name} cannot be run: {error}") from error
-        document = _document(entries, count, seed, tools)
-        page = _page(document)
-        with told(out):
-            text = json.dumps(document, indent=1) + "\n"
-            write_files({out / "mutation.json": text.encode(), out / "mutation.html": page.encode()})
+    document = _document(entries, count, seed, tools, only)
+    with replaced_folder(out) as folder:
+        (folder / JSON).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        (folder / PAGE).write_text(_page(document), encoding="utf-8")
+    _print(document, out / PAGE)
     return 0 if document["passed"] else 1
 
 
-def _units(subject: Subject, only: Sequence[str] | None) -> list[str]:
-    """Units of a design that are asked for."""
-    return [unit for unit in subject.units if not only or any(part in unit for part in only)]
+def _subjects() -> tuple[Subject, ...]:
+    """All designs; what they need is there by now."""
+    from qvit_hw.mutation.accelerator import ACCELERATOR
+    from qvit_hw.mutation.attention import HEAD_UNITS
+    from qvit_hw.mutation.subjects import ROW_UNITS
+
+    return (*ROW_UNITS, *HEAD_UNITS, *ACCELERATOR)
 
 
 def _examined(
     subject: Subject,
-    only: Sequence[str] | None,
+    names: Sequence[str],
     count: int,
     seed: int,
     tools: Tools,
@@ -111,7 +116,6 @@ def _examined(
     patience: int,
 ) -> list[dict[str, Any]]:
     """The mutants of a design and what became of them."""
-    names = _units(subject, only)
     bar = progress.add_task(f"{subject.name}: mutants", total=None)
     groups = [subject.units[name] for name in names]
     made = schemata(
@@ -162,6 +166,8 @@ def _compared(
 
 @cache
 def _judge(path: str) -> Judge:
+    from qvit_hw.mutation.equivalence import Judge
+
     return Judge(Path(path).read_text(encoding="utf-8"))
 
 
@@ -193,8 +199,10 @@ def _entry(unit: str, mutant: Mutant, fate: Fate, verdict: Verdict | None) -> di
     }
 
 
-def _document(entries: list[dict[str, Any]], count: int, seed: int, tools: Tools) -> dict[str, Any]:
-    """mutation.json."""
+def _document(
+    entries: list[dict[str, Any]], count: int, seed: int, tools: Tools, only: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """mutation.json; only: what was asked for, if not everything."""
     units = []
     for name in dict.fromkeys(entry["unit"] for entry in entries):
         mine = [entry for entry in entries if entry["unit"] == name]
@@ -219,8 +227,9 @@ def _document(entries: list[dict[str, Any]], count: int, seed: int, tools: Tools
             }
         )
     return {
-        "schema": "qvit-hw/mutation",
-        "version": 1,
+        "schema": SCHEMA,
+        "version": VERSION,
+        "only": list(only or ()),
         "simulator": {"name": tools.name, "version": tools.version},
         "count": count,
         "seed": seed,
@@ -242,6 +251,25 @@ def _page(document: dict[str, Any]) -> str:
         passed=document["passed"],
         document=document,
     )
+
+
+def _print(document: dict[str, Any], where: Path) -> None:
+    console = Console(highlight=False)
+    counts = ("mutants", "killed", "proven", "bounded", "survived")
+    table = Table("unit", *counts, "score", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for unit in document["units"]:
+        table.add_row(unit["unit"], *(str(unit[name]) for name in counts), f"{100 * unit['score']:.1f} %")
+    console.print(table)
+    for mutant in document["mutants"]:
+        if mutant["fate"] == "survived":
+            place = f"{mutant['unit']} {mutant['number']}, {mutant['module']} {mutant['cell']}"
+            said = f"survived: {place}: {mutant['what']} ({mutant['hint']})"
+            console.print(said, style="red", soft_wrap=True, markup=False)
+    below = [unit["unit"] for unit in document["units"] if not unit["passed"]]
+    verdict = f"below {document['bar']:.0%}: {', '.join(below)}" if below else "none below the bar"
+    console.print(f"{len(document['units'])} units, {verdict}: {where}", soft_wrap=True)
 
 
 if __name__ == "__main__":

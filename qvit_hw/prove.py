@@ -71,7 +71,7 @@ def run(
     began = time.monotonic()
     found = list(_proofs(names, workers))
     found.sort(key=lambda proof: names.index((proof.unit, proof.name)))
-    told = document(found, time.monotonic() - began)
+    told = document(found, time.monotonic() - began, only)
     with replaced_folder(out) as folder:
         (folder / JSON).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         (folder / PAGE).write_text(page(told), encoding="utf-8")
@@ -144,11 +144,14 @@ def attempt(unit: str, name: str) -> Proof:
     return Proof(**told, status=status, seconds=time.monotonic() - began, text=text, values=values)
 
 
-def document(found: Sequence[Proof], seconds: float) -> dict[str, Any]:
-    """The JSON of a run."""
+def document(
+    found: Sequence[Proof], seconds: float, only: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The JSON of a run; only: what was asked for, if not everything."""
     return {
         "schema": SCHEMA,
         "version": VERSION,
+        "only": list(only or ()),
         "passed": all(proof.status == "proven" for proof in found),
         "proven": sum(proof.status == "proven" for proof in found),
         "properties": len(found),
@@ -167,6 +170,7 @@ def page(told: dict[str, Any]) -> str:
         number=str(told["proven"]) if whole else f"{told['proven']} of {told['properties']}",
         of="properties proven",
         passed=told["passed"],
+        only=told["only"],
         proofs=proofs,
         units=list(dict.fromkeys(proof["unit"] for proof in proofs)),
         kinds={

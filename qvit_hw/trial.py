@@ -277,7 +277,9 @@ def interrupted(desk: Desk, program: Program, image: Pixels) -> None:
     """Runs that are no whole ones, behind a reset and behind an error."""
     ended: list[dict[str, Any]] = [{"program_words": n, "error": Error.ENDED} for n in (15, 16)]
     most = desk.spec.limits["image_words"]
-    beyond = [most | 1 << bit | 1 for bit in range(most.bit_length(), 32)]
+    # Without its highest bit the number is too large still, or just what the program wants.
+    few, high = len(program.image_words(image)), [1 << bit for bit in range(most.bit_length(), 32)]
+    beyond = [bit | words for bit in high for words in (most | 1, few)]
     long = [{"image_words": words, "error": Error.IMAGE} for words in beyond]
     for more in (*ended, {"abandon": 50}, {"abandon": 20}, *ended, *long):
         desk.run(program, image, **more)

@@ -26,6 +26,10 @@ from sim.mutants import ORDER_FILE, RESULTS_VARIABLE, child_folder, note_stuck
 ORDER = json.loads((Path(os.environ[JOB_VARIABLE]) / ORDER_FILE).read_text(encoding="utf-8"))
 LISTED = ("job.json", "job.npz", "session.json", "memory.bin", "words.npz")
 """Files of a job that a testbench reads; a child has them, too, and writes where no other does."""
+LIMIT = resource.getrlimit(resource.RLIMIT_CPU)[1]
+"""Seconds of the processor that a process may take at all."""
+UNMADE = 77
+"""Status of a child that could not become its mutant."""
 BUSY = 20
 """So many times its seconds may go by on the clock before a child is given up: others work here, too."""
 
@@ -33,6 +37,8 @@ BUSY = 20
 @cocotb.test(stage=-1)
 async def choose(dut: Any) -> None:
     """Make a child for every mutant, so many at a time; be the control run once all have ended."""
+    enough = LIMIT == resource.RLIM_INFINITY or ORDER["seconds"] < LIMIT
+    assert enough, f"the limit of processor time must be over {ORDER['seconds']} s, not {LIMIT} s"
     folder = Path(os.environ[JOB_VARIABLE])
     running: dict[int, tuple[int, float]] = {}
     waiting = list(ORDER["mutants"])
@@ -41,12 +47,17 @@ async def choose(dut: Any) -> None:
             number = waiting.pop(0)
             child = os.fork()
             if child == 0:
-                _become(dut, number, folder)
+                try:
+                    _become(dut, number, folder)
+                except BaseException:
+                    os._exit(UNMADE)
                 return
             running[child] = number, time.monotonic()
         child, status = os.waitpid(-1, os.WNOHANG)
         if child:
             number, _ = running.pop(child)
+            made = not os.WIFEXITED(status) or os.WEXITSTATUS(status) != UNMADE
+            assert made, f"mutant {number} was not made"
             if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
                 note_stuck(folder, number)
             continue
@@ -60,7 +71,7 @@ async def choose(dut: Any) -> None:
 def _become(dut: Any, number: int, folder: Path) -> None:
     """Be a mutant: its number in the design, a folder of its own, no word on the log."""
     # A limit in time on the clock would count a mutant as found because the machine is busy.
-    resource.setrlimit(resource.RLIMIT_CPU, (ORDER["seconds"], ORDER["seconds"] + BUSY))
+    resource.setrlimit(resource.RLIMIT_CPU, (ORDER["seconds"], LIMIT))
     mine = child_folder(folder, number)
     mine.mkdir()
     for name in LISTED:

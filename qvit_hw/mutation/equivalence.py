@@ -23,13 +23,17 @@ from typing import Any
 
 from qvit_hw.mutation.relation import Chance, Reading, Relation, abstract_product
 from qvit_hw.mutation.schemata import CONTROL
-from qvit_hw.proofs.circuit import Circuit, State
+from qvit_hw.proofs.circuit import NOTHING, Circuit, State
 from qvit_hw.proofs.logic import Bits, Logic, Memory
 
 __all__ = ["Judge", "Verdict"]
 
-ATTEMPTS = ((0, True), (1, True), (0, False), (1, False), (3, True), (3, False))
-"""Steps before the one looked at, and whether nothing is known of products, tried in this order."""
+ATTEMPTS = (
+    *((0, True, True), (1, True, True), (0, True, False), (1, True, False)),
+    *((0, False, False), (1, False, False), (3, True, False), (3, False, False)),
+)
+"""Steps before the one looked at, whether nothing is known of products, and whether registers count as a
+whole, tried in this order."""
 IDLE = 24
 """Trials in a row that take nothing out of the relation before the solver is asked."""
 MODELS = 4
@@ -95,7 +99,7 @@ class Judge:
         self.reads: dict[str, int] = {}
         self.asked: dict[int, list[str]] = {}
         for match in filter(None, map(WORD.fullmatch, self.circuit.outputs)):
-            enable, place = f"{match[1]}en", -1 - len(self.reads)
+            enable, place = f"{match[1]}en", NOTHING - 1 - len(self.reads)
             if enable in given:
                 more = [name for name in given if name.startswith(match[1]) and given[name] <= SHORT]
                 self.reads[match[0]] = place
@@ -118,18 +122,21 @@ class Judge:
         """Whether a mutant is found to be equal for all inputs and for ever."""
         end = time.process_time() + seconds
         return any(
-            time.process_time() < end and self._inductive(number, settled, abstract, end)
-            for settled, abstract in ATTEMPTS
+            time.process_time() < end and self._inductive(number, settled, abstract, whole, end)
+            for settled, abstract, whole in ATTEMPTS
         )
 
     # ---------------------------------------------------------------------------------- for ever
 
-    def _inductive(self, number: int, settled: int, abstract: bool, end: float) -> bool:
+    def _inductive(
+        self, number: int, settled: int, abstract: bool, whole: bool, end: float
+    ) -> bool:
         """Whether a relation is found that keeps itself and makes the outputs equal.
 
-        settled: steps of the unit before the one looked at.  abstract: know nothing of products.
+        settled: steps of the unit before the one looked at.  abstract: know nothing of products.  whole: as
+        of :class:`~qvit_hw.mutation.relation.Relation`.
         """
-        relation = Relation(self._anything(Logic()))
+        relation = Relation(self._anything(Logic()), whole=whole)
         while time.process_time() < end:
             try:
                 if not self._tried(relation, number, settled, end):

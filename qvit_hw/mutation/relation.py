@@ -79,10 +79,12 @@ def abstract_product(logic: Logic) -> Callable[[Bits, Bits], Bits]:
 class Relation:
     """Equal bits by state (``always``), and more of them while a guard is true in the unit (``under``).
 
-    Of memories there is no more: what is in them was written long before.
+    Of memories there is no more: what is in them was written long before.  whole: under a guard all bits of a
+    register are equal, or none is known to be, which is found out much sooner.
     """
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, *, whole: bool = False) -> None:
+        self.whole = whole
         self.always = {number: (1 << value.width) - 1 for number, value in state.items()}
         self.under: dict[int, dict[Guard, int]] = {}
         self.memories = {number for number, value in state.items() if isinstance(value, Memory)}
@@ -123,15 +125,15 @@ class Relation:
         for number, bits in apart.items():
             lost = self.always[number] & bits
             self.always[number] &= ~lost
-            if number in self.memories:
+            if not bits or number in self.memories:
                 continue
-            before = self.under.get(number, {})
-            kept = {}
-            for guard in self.guards if lost else list(before):
+            before, kept = self.under.get(number, {}), {}
+            more = lost and not (self.whole and number in self.under)
+            for guard in self.guards if more else list(before):
                 register, part, value = guard
                 known = before.get(guard, 0) | lost
                 if unit[register] & part == value:
-                    known &= ~bits
+                    known &= 0 if self.whole else ~bits
                 if known:
                     kept[guard] = known
             self.under[number] = kept
