@@ -164,7 +164,8 @@ def pages(folder: Path) -> None:
     (folder / "demo").mkdir()
     page = "<title>9 · qvit-hw</title><h1>9 <small>mutants</small></h1>"
     (folder / "demo" / "mutation.html").write_text(page)
-    (folder / "demo" / "mutation.json").write_text(json.dumps({"passed": True, "units": [1, 2]}))
+    told = {"schema": "qvit-hw/mutation", "passed": True, "units": [1, 2]}
+    (folder / "demo" / "mutation.json").write_text(json.dumps(told))
 
 
 def bundle_within(folder: Path) -> None:

@@ -216,7 +216,7 @@ def test_the_index_leads_to_its_pages(browser, tmp_path, pages):
     place = tmp_path / "a folder" / "with #signs"
     place.mkdir(parents=True)
     (place / "proofs.html").write_bytes(pages("proofs").read_bytes())
-    (place / "proofs.json").write_text('{"passed": true}')
+    (place / "proofs.json").write_text('{"schema": "qvit-hw/proofs", "passed": true}')
     assert run(folder=tmp_path) == 0
     window = Opened(browser, tmp_path / "index.html", 390)
     assert window.complaints() == []

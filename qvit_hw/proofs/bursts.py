@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+from golden.accelerator import SIZES
 from golden.accelerator_cycles import FIFO_WORDS
 from qvit_hw.proofs.circuit import Circuit
 from qvit_hw.proofs.induction import WIDE, Registers, implies
@@ -131,5 +132,5 @@ def properties() -> list[Property]:
     scope = "induction: all time, any memory, start and stop as promised"
     return [
         Property("bursts", f"{size} bytes a word", "stream", claim, scope, partial(bursts, size, FIFO_WORDS))
-        for size in (4, 16, 32)
+        for size in SIZES
     ]

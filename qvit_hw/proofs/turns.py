@@ -14,6 +14,8 @@ from functools import partial
 
 from amaranth.hdl import Module, Value, unsigned
 
+from golden.attend_unit import attend_pipeline
+from golden.attention import AttendSpec
 from golden.cycles import holding
 from golden.gelu import GeluSpec, gelu_pipeline
 from golden.requant import RequantSpec, requant_pipeline
@@ -28,7 +30,8 @@ from rtl.stream import Turns
 __all__ = ["properties", "turns"]
 
 HELD = {
-    "attention": 0,
+    "attention, v": 0,
+    "attention": holding(attend_pipeline(AttendSpec(), 1).drain - 1),
     "gelu": holding(gelu_pipeline(GeluSpec(), 1).drain - 1),
     "requant": holding(requant_pipeline(RequantSpec(), 1).drain - 1),
     "residual": holding(residual_pipeline(ResidualSpec(), 1).drain - 1),
@@ -136,8 +139,8 @@ def properties() -> list[Property]:
             "banks",
             f"turns of {name}",
             "stream",
-            "A row keeps the bank current at its first beat; nobody writes it before its last beat is in, or "
-            f"in {held} cycles behind that; then it comes free, whatever rows come, until banks switch.",
+            "A row keeps the bank current at its first beat; nobody writes it before its last beat has been "
+            f"in for {held} cycles; then it comes free, whatever rows come, until banks switch.",
             "induction: all time, any beats and any writes",
             partial(turns, held),
         )
