@@ -176,3 +176,31 @@ def test_report_s_status_is_the_verdict(flip, status, bundle, tmp_path):
     out = tmp_path / "report.html"
     assert cli.invoke(["report", "--results", str(results), "--out", str(out)]) == status
     assert out.is_file()
+
+
+ABSENT = """
+import importlib.util, sys
+
+PACKAGES = ("pyosys", "bitwuzla", "cocotb_coverage")
+there = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name in PACKAGES else there(name, *more)
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in PACKAGES:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+from qvit_hw.cli import invoke
+sys.exit(invoke(sys.argv[1:]))
+"""
+"""The command line where the packages of the extra ``verify`` are not installed."""
+
+
+@pytest.mark.parametrize("command", ["prove", "cover", "mutate"])
+def test_packages_that_are_missing_are_told(command, tmp_path):
+    words = [sys.executable, "-c", ABSENT, command, "--out", str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stderr == "error: pyosys is not installed: pip install 'qvit-hw[verify]'.\n"
+    assert done.returncode == cli.MISSING_TOOL
+    assert not (tmp_path / "out").exists()
