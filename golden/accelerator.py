@@ -15,7 +15,7 @@ from typing import Any
 
 from golden.attention import AttendSpec
 from golden.fixedpoint import integer
-from golden.layernorm import TABLE, WORD, LayerNormSpec
+from golden.layernorm import LayerNormSpec
 from golden.softmax import SoftmaxSpec
 
 __all__ = ["MEMORIES", "PRESETS", "SINKS", "SIZES", "SOURCES", "AcceleratorSpec"]
@@ -102,10 +102,9 @@ class AcceleratorSpec:
         A product has no more tiles than the deepest source has words, and no more blocks than the deepest
         sink. As many records as a unit has parameters are enough for all of them.
         """
-        records = len(TABLE) * self.layernorm.max_channels + len(WORD)
         return {
             "image_words": self.features,
-            "count": max(self.features, self.stream, records, 1 << self.gelu_bits),
+            "count": max(self.features, self.stream, len(self.layernorm.addresses), 1 << self.gelu_bits),
             "tokens": self.max_tokens,
             "depth": self.deepest(*SOURCES),
             "blocks": self.deepest(*SINKS),

@@ -121,6 +121,12 @@ class LayerNormSpec:
         """w: width of D, rounded up to an even number."""
         return self.bounds["variance"].bits + self.bounds["variance"].bits % 2
 
+    @cached_property
+    def addresses(self) -> frozenset[int]:
+        """Word addresses of all parameters, and of the commit."""
+        channels = range(self.max_channels)
+        return frozenset((*WORD.values(), *(at + c for at in TABLE.values() for c in channels)))
+
     @property
     def rsqrt(self) -> tuple[tuple[int, int], ...]:
         """The table of (base, slope) pairs."""

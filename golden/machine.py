@@ -21,7 +21,7 @@ from golden.accelerator import AcceleratorSpec
 from golden.bounds import Interval
 from golden.fixedpoint import Ints, integer, integers, rounding_shift, saturate
 from golden.flight import Flight
-from golden.layernorm import TABLE, WORD, LayerNormParams, layernorm
+from golden.layernorm import WORD, LayerNormParams, layernorm
 from golden.matmul import exact_matmul
 from golden.program import (
     INSTRUCTION_BYTES,
@@ -200,8 +200,7 @@ class Machine:
 
     def _write(self, unit: Unit, records: npt.NDArray[np.uint32]) -> None:
         if unit is Unit.LAYERNORM:
-            channels = self.spec.layernorm.max_channels
-            known = {*WORD.values(), *(at + c for at in TABLE.values() for c in range(channels))}
+            known = self.spec.layernorm.addresses
             for address, value in records.tolist():
                 if address not in known:
                     raise ValueError(f"Address must be a parameter's, not {address!r}")

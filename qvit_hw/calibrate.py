@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from golden.vit import VitModel
@@ -37,6 +36,7 @@ from qvit_hw.network import LayerNorm, Network, Node, Scores, split_heads
 from qvit_hw.observation import Observations
 from qvit_hw.plan import count_tokens
 from qvit_hw.presets import adapt, find_preset, with_settings
+from qvit_hw.progress import bars
 from qvit_hw.references import (
     layernorm_metrics,
     layernorm_vectors,
@@ -124,8 +124,7 @@ def run(
     console = Console(stderr=True, soft_wrap=True)
     if not loaded.trained:
         console.print(f"[yellow]warning:[/] {loaded.name} has {loaded.source}", highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+    with bars(console) as progress:
 
         def watch(what: str, total: int) -> Callable[[int], None]:
             task = progress.add_task(what, total=total)

@@ -11,14 +11,12 @@ measured again. Status 1 if a unit has grown by over 5 % against the baseline, o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from golden.fixedpoint import integer
 from qvit_hw.costing import baseline
@@ -29,8 +27,9 @@ from qvit_hw.costing.tables import markdown, parts_markdown, terminal
 from qvit_hw.costing.targets import LIBERTY, TARGETS, check_tools, find_target, tool_versions
 from qvit_hw.costing.units import ACCELERATOR, DEFAULT_UNITS, find_unit
 from qvit_hw.errors import MissingTool, UserError
-from qvit_hw.outputs import check_replaced, replaced_folder, told, write_files
+from qvit_hw.outputs import check_replaced, replace_folder, told, write_files
 from qvit_hw.processes import processes
+from qvit_hw.progress import bars
 
 __all__ = ["JSON", "PAGE", "run"]
 
@@ -77,11 +76,8 @@ def run(
               for row in rows if str(row.figures.get("note", "")).startswith("failed")]
     tools = _tools(targets, library)
     _print(rows, before, markdown)
-    with replaced_folder(Path(out)) as folder:
-        page = cost_page(rows, before, grown + failed, tools)
-        (folder / PAGE).write_text(page, encoding="utf-8")
-        text = json.dumps(_document(rows, grown, tools), indent=1, allow_nan=False) + "\n"
-        (folder / JSON).write_text(text, encoding="utf-8")
+    page = cost_page(rows, before, grown + failed, tools)
+    replace_folder(Path(out), {PAGE: page, JSON: _document(rows, grown, tools)})
     for sentence in failed:
         console.print(f"[red]failed:[/] {sentence}", highlight=False, soft_wrap=True)
     if accept and not failed:
@@ -125,8 +121,7 @@ def _targets(wanted: list[str] | None, liberty: Path, console: Console) -> list[
 
 
 def _measure(tasks: Sequence[Task], jobs: int, console: Console) -> list[Row]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with bars(console) as progress:
         bar = progress.add_task("measuring", total=len(tasks))
 
         def advance(task: Task) -> None:

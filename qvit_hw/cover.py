@@ -11,7 +11,6 @@ a gap has no reason among ``qvit_hw.covering.reasons``.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from qvit_hw.chosen import chosen
 from qvit_hw.errors import UserError, check_packages
-from qvit_hw.outputs import check_replaced, replaced_folder
+from qvit_hw.outputs import check_replaced, replace_folder
 from qvit_hw.processes import processes
+from qvit_hw.progress import bars
 from qvit_hw.report_page import frame
 from qvit_hw.simulate import find_tools
 from sim.runner import RunFailed
@@ -58,10 +57,9 @@ def run(
     wanted = chosen(_subjects() if subjects is None else subjects, only)
     check_replaced(out, JSON, SCHEMA, " and no coverage")
     tools = find_tools("verilator")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         tempfile.TemporaryDirectory(prefix="qvit-") as work,
-        Progress(*columns, console=Console(stderr=True)) as progress,
+        bars(kept=True) as progress,
         ThreadPoolExecutor(workers) as pool,
     ):
         bar = progress.add_task("designs simulated", total=len(wanted))
@@ -79,9 +77,7 @@ def run(
         except RunFailed as error:
             raise UserError(f"Simulation failed: {error}") from error
     document = _document(units, tools, only)
-    with replaced_folder(out) as folder:
-        (folder / JSON).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        (folder / PAGE).write_text(_page(document), encoding="utf-8")
+    replace_folder(out, {JSON: document, PAGE: _page(document)})
     _print(document, out / PAGE)
     return 0 if document["passed"] else 1
 

@@ -19,7 +19,6 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from qvit_hw import tally
@@ -35,6 +34,7 @@ from qvit_hw.measuring import (
     compare_tensors,
 )
 from qvit_hw.models.labelled import class_count
+from qvit_hw.progress import bars
 from qvit_hw.sensitivity import Watch, find_sensitivity
 
 __all__ = ["Effort", "evaluate", "measure", "run"]
@@ -152,9 +152,8 @@ def measure(bench: Bench, effort: Effort, origin: Origin | None = None) -> Evalu
     if subject.calibrated is None and effort.sensitivity:
         raise UserError("Quantisers are tried in the calibrated model, which this bundle lacks.")
     console = Console(stderr=True, soft_wrap=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
-        Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress,
+        bars(console) as progress,
         Crew(bench, effort.jobs, origin) as crew,
     ):
 

@@ -6,7 +6,6 @@ The page is one file in the style of the report: it needs nothing from elsewhere
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -15,7 +14,7 @@ from typing import Any
 
 from .evaluation import BAR, SCHEMA, Cost, Evaluation, Sensitivity, Tensor, document
 from .models.labelled import Labelled
-from .outputs import check_replaced, replaced_folder
+from .outputs import check_replaced, replace_folder
 from .report_page.charts import Band, Point, depth_chart, disagreement_chart
 from .report_page.frame import FOLDER, environment
 from .report_page.pictures import thumbnail
@@ -37,13 +36,7 @@ def check_page_folder(out: Path) -> None:
 def write_page(found: Evaluation, out: Path, data: Labelled) -> None:
     """Make ``out`` a folder of PAGE and JSON, in place of an older one; UserError where that cannot be."""
     check_page_folder(out)
-    texts = {
-        PAGE: render(found, data),
-        JSON: json.dumps(document(found), indent=1, allow_nan=False, ensure_ascii=False) + "\n",
-    }
-    with replaced_folder(out) as folder:
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
+    replace_folder(out, {PAGE: render(found, data), JSON: document(found)})
 
 
 def render(found: Evaluation, data: Labelled) -> str:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from qvit_hw.costing.measuring import COUNTING
 from qvit_hw.costing.targets import TARGETS, check_tools, tool_versions
@@ -26,6 +25,7 @@ from qvit_hw.costing.units import unit_rtlil
 from qvit_hw.errors import UserError, check_packages
 from qvit_hw.exploring.space import Origin, narrowed
 from qvit_hw.outputs import check_folder, made_folder, told, write_files
+from qvit_hw.progress import bars
 
 __all__ = ["JOURNAL", "JSON", "PAGE", "run"]
 
@@ -80,9 +80,8 @@ def run(
         setup = _setup(lab.origin, judged, lab.loaded.source, frequency) | {"space": space}
     with made_folder(out), told(out):
         study = open_study(storage or str(out / JOURNAL), setup, frequency)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         try:
-            with Progress(*columns, console=console, transient=True) as progress:
+            with bars(console) as progress:
                 bar = progress.add_task("searching", total=trials)
                 search(
                     study,

@@ -13,7 +13,6 @@ score of a unit is below ``BAR``.
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections import Counter
@@ -24,14 +23,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from qvit_hw.chosen import chosen
 from qvit_hw.errors import UserError, check_packages
 from qvit_hw.mutation.schemata import Mutant, Schemata, schemata
-from qvit_hw.outputs import check_replaced, replaced_folder
+from qvit_hw.outputs import check_replaced, replace_folder
 from qvit_hw.processes import processes
+from qvit_hw.progress import bars
 from qvit_hw.report_page import frame
 from qvit_hw.simulate import find_tools
 from sim.mutants import ControlFailed, Fate
@@ -79,19 +79,15 @@ def run(
     wanted = chosen(_subjects() if subjects is None else subjects, only)
     check_replaced(out, JSON, SCHEMA, " and no mutants")
     tools = find_tools("verilator")
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     entries: list[dict[str, Any]] = []
-    with Progress(*columns, console=console) as progress:
+    with bars(kept=True) as progress:
         for subject, names in wanted:
             try:
                 entries += _examined(subject, names, count, seed, tools, workers, progress, patience)
             except (RunFailed, ControlFailed) as error:
                 raise UserError(f"Mutants of {subject.name} cannot be run: {error}") from error
     document = _document(entries, count, seed, tools, only)
-    with replaced_folder(out) as folder:
-        (folder / JSON).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        (folder / PAGE).write_text(_page(document), encoding="utf-8")
+    replace_folder(out, {JSON: document, PAGE: _page(document)})
     _print(document, out / PAGE)
     return 0 if document["passed"] else 1
 

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from golden.tensorfile import read_json
@@ -18,6 +20,7 @@ __all__ = [
     "check_folder",
     "check_replaced",
     "made_folder",
+    "replace_folder",
     "replaced_folder",
     "told",
     "write_files",
@@ -81,6 +84,18 @@ def replaced_folder(path: Path) -> Iterator[Path]:
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(path: Path, contents: Mapping[str, str | dict[str, Any]]) -> None:
+    """Make ``path`` a folder of these files alone, by name: texts, and objects as JSON.
+
+    UserError for an OSError.
+    """
+    with replaced_folder(path) as folder:
+        for name, content in contents.items():
+            if not isinstance(content, str):
+                content = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+            (folder / name).write_text(content, encoding="utf-8")
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-import json
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
@@ -21,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from .errors import UserError, check_packages
-from .outputs import check_replaced, replaced_folder
+from .outputs import check_replaced, replace_folder
 from .processes import processes
+from .progress import bars
 from .report_page.frame import render
 
 if TYPE_CHECKING:
@@ -72,9 +71,7 @@ def run(
     found = list(_proofs(names, workers))
     found.sort(key=lambda proof: names.index((proof.unit, proof.name)))
     told = document(found, time.monotonic() - began, only)
-    with replaced_folder(out) as folder:
-        (folder / JSON).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        (folder / PAGE).write_text(page(told), encoding="utf-8")
+    replace_folder(out, {JSON: told, PAGE: page(told)})
     _print(told, out / PAGE)
     return 0 if told["passed"] else 1
 
@@ -106,15 +103,7 @@ def _matches(unit: str, name: str, pattern: str) -> bool:
 def _proofs(names: Sequence[tuple[str, str]], jobs: int) -> Iterator[Proof]:
     """Each property's proof, as they become ready."""
     context = multiprocessing.get_context("spawn")
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    with bar, ProcessPoolExecutor(min(jobs, len(names)), context) as pool:
+    with bars() as bar, ProcessPoolExecutor(min(jobs, len(names)), context) as pool:
         task = bar.add_task("proving", total=len(names))
         waiting = [pool.submit(attempt, unit, name) for unit, name in names]
         try:

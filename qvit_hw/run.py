@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from golden.bundle import BundleError
@@ -36,6 +36,7 @@ from qvit_hw.errors import UserError
 from qvit_hw.models.labelled import Labelled, load_labelled
 from qvit_hw.models.registry import load_model
 from qvit_hw.outputs import check_folder
+from qvit_hw.progress import bars
 from qvit_hw.run_record import float_outputs, write_record
 from sim.session import Bus
 
@@ -156,8 +157,7 @@ def _verdicts(
     whole: int,
 ) -> list[Verdict]:
     """Build, run, compare, the first ``whole`` images tensor by tensor; progress on stderr."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with bars(counted=False) as progress:
         bar = progress.add_task(f"{accelerator.simulator}: build", total=None)
         _ = accelerator.simulation  # built here, so that its time is not the first image's
         progress.update(bar, description="golden")

@@ -28,8 +28,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors.numpy import save
 
 from qvit_hw.bundle import Bundle, Layer, load_bundle
@@ -37,6 +35,7 @@ from qvit_hw.diagnosis import diagnose, waveform_path
 from qvit_hw.errors import MissingTool, UserError
 from qvit_hw.generate import select
 from qvit_hw.outputs import check_folder, made_folder, told, write_files
+from qvit_hw.progress import bars
 from qvit_hw.rtl_folder import load_rtl
 from sim.compare import Comparison, compare
 from sim.job import Case, Job, Outcome, Unit
@@ -188,9 +187,8 @@ def _simulate(
 ) -> list[_Done]:
     """Build and run everything, in as many processes as there are processors."""
     jobs = _jobs(tasks)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with (
-        Progress(*columns, console=Console(stderr=True)) as progress,
+        bars(counted=False, kept=True) as progress,
         tempfile.TemporaryDirectory(prefix="qvit-") as work,
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
     ):

@@ -130,7 +130,7 @@ def test_the_accelerator_s_counts_are_told_by_unit(fault, tmp_path, monkeypatch)
 
     monkeypatch.setattr(accelerator, "build_bench", built)
     monkeypatch.setattr(accelerator, "run_tests", ran)
-    subject = accelerator.Accelerated()
+    subject = accelerator.ACCELERATORS[0]
     if fault is not None:
         with pytest.raises(RunFailed, match=f"^accelerator fails: .*{fault}"):
             subject.run(tmp_path, None)

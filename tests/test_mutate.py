@@ -249,7 +249,7 @@ def one_image(**more):
 def test_the_accelerator_s_mutants_are_found_by_a_run_and_not_by_one_that_checks_nothing(tmp_path):
     found = []
     for number, desk in enumerate((one_image, lambda: one_image(abandon=1))):
-        subject = Accelerated(desk=desk, units={"array": UNITS["array"]}, registers=False)
+        subject = Accelerated(session=desk, units={"array": UNITS["array"]}, registers=False)
         mutate.run(out=tmp_path / str(number), count=4, subjects=[subject], patience=1)
         (unit,) = told(tmp_path / str(number))["units"]
         assert (unit["unit"], unit["mutants"]) == ("array", 4)

@@ -6,17 +6,17 @@ The row units behind the movers are not among them: they are measured on their o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from qvit_hw.accelerator import emitted
 from qvit_hw.covering.counts import parse
 from qvit_hw.covering.reasons import ACCELERATOR_REASONS
 from qvit_hw.covering.subjects import COUNTERS, Found, passed
-from qvit_hw.mutation.accelerator import UNITS
-from qvit_hw.trial import Desk, trial, wide_trial
+from qvit_hw.mutation.accelerator import ACCELERATOR, UNITS
+from qvit_hw.mutation.accelerator import Accelerated as Mutated
+from qvit_hw.trial import wide_trial
 from sim.accelerator import MODULE, REGISTERS, TOP, build_bench, register_names, run_names
 from sim.accelerator_corners import measure_session
 from sim.bench import JOB_VARIABLE
@@ -28,9 +28,9 @@ __all__ = ["ACCELERATORS", "Accelerated"]
 
 @dataclass(frozen=True)
 class Accelerated:
-    """The accelerator in its bench; ``desk`` gives the session, suffix: what is behind its units' names."""
+    """The accelerator with the session that its mutants meet; suffix: what is behind its units' names."""
 
-    desk: Callable[[], Desk] = trial
+    whole: Mutated
     suffix: str = ""
 
     @property
@@ -43,19 +43,14 @@ class Accelerated:
         """Its modules, in groups."""
         return tuple(f"{unit}{self.suffix}" for unit in UNITS)
 
-    @cached_property
-    def _session(self) -> Desk:
-        """The session, written once: its programs are compiled, and golden's machine runs each."""
-        return self.desk()
-
     @property
     def what(self) -> str:
         """Its configuration."""
-        return repr(self._session.spec)
+        return repr(self.whole.desk.spec)
 
     def run(self, folder: Path, tools: Tools) -> Mapping[str, Found]:
         """All runs and the tests of the registers; RunFailed if one fails."""
-        desk = self._session
+        desk = self.whole.desk
         simulation = build_bench(tools, emitted(desk.spec), desk.spec, folder, counters=COUNTERS)
         plusargs = desk.prepared(folder)
         faults = run_tests(
@@ -76,5 +71,8 @@ class Accelerated:
         }
 
 
-ACCELERATORS: tuple[Accelerated, ...] = (Accelerated(), Accelerated(wide_trial, "-wide"))
+ACCELERATORS: tuple[Accelerated, ...] = (
+    *(Accelerated(whole) for whole in ACCELERATOR),
+    Accelerated(Mutated(wide_trial), "-wide"),
+)
 """Both kinds of accelerator: codes to base 2, and to base sqrt 2 with a stream of 16 bits."""

@@ -9,16 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from golden.gelu import GeluSpec
-from golden.layernorm import LayerNormSpec
-from golden.requant import RequantSpec
-from golden.residual import ResidualSpec
-from golden.softmax import SoftmaxSpec
 from qvit_hw.covering.counts import Counted, parse
 from qvit_hw.covering.reasons import REASONS
 from qvit_hw.generate import build_unit
 from qvit_hw.mutation.attention import HEAD_UNITS, MODULE, HeadUnit
-from qvit_hw.mutation.subjects import REGISTER_TESTS, register_case
+from qvit_hw.mutation.subjects import REGISTER_TESTS, ROW_UNITS, register_case
 from qvit_hw.simulate import CORNER_LENGTH
 from sim.bench import JOB_VARIABLE
 from sim.coverage import Point, measure
@@ -139,11 +134,7 @@ def passed(name: str, faults: Mapping[str, str | None]) -> None:
 
 
 ROW_SUBJECTS: tuple[Subject, ...] = (
-    RowUnit("softmax", SoftmaxSpec(max_tokens=64)),
-    RowUnit("layernorm", LayerNormSpec(max_channels=64)),
-    RowUnit("gelu", GeluSpec(in_bits=6)),
-    RowUnit("requant", RequantSpec()),
-    RowUnit("residual", ResidualSpec()),
+    *(RowUnit(unit.name, unit.spec) for unit in ROW_UNITS),
     *(Heads(unit) for unit in HEAD_UNITS),
 )
 """Units on their own."""

@@ -40,12 +40,12 @@ SECONDS = 120
 
 @dataclass(frozen=True)
 class Accelerated:
-    """The accelerator in its bench; ``desk`` gives the session, some runs or all.
+    """The accelerator in its bench; ``session`` makes the runs, some or all.
 
     registers: whether the tests of the registers are run, too; they begin with the session's first run.
     """
 
-    desk: Callable[[], Desk] = trial
+    session: Callable[[], Desk] = trial
     units: Mapping[str, str] = field(default_factory=lambda: UNITS)
     name: str = "accelerator"
     top: str = TOP
@@ -53,19 +53,19 @@ class Accelerated:
     registers: bool = True
 
     @cached_property
-    def _session(self) -> Desk:
+    def desk(self) -> Desk:
         """The session, written once: its programs are compiled, and golden's machine runs each."""
-        return self.desk()
+        return self.session()
 
     def verilog(self) -> str:
         """Its text, without mutants."""
-        return emitted(self._session.spec)
+        return emitted(self.desk.spec)
 
     def run(
         self, made: Schemata, folder: Path, tools: Tools, jobs: int, progress: Callable[[int], None]
     ) -> dict[int, Fate]:
         """What became of each mutant."""
-        desk = self._session
+        desk = self.desk
         simulation = build_bench(tools, made.verilog, desk.spec, folder)
         fates = run_mutants(
             simulation,
