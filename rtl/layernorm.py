@@ -52,8 +52,8 @@ class PtfLayerNorm(wiring.Component):
         Elements per beat, 1 to 32. No result depends on it.
     port_bits : int
         Width of the wider port of the target's multipliers, 18 to 27: 27 for UltraScale+ (one slice a
-        product), 18 for ECP5 and others (wide products in two pieces). Neither results nor cycles
-        depend on it.
+        product), 18 for ECP5 and others (wide products in two pieces, smaller block RAMs). Neither
+        results nor cycles depend on it.
 
     Latency and initiation interval: ``pipeline``; ceil(C / lanes) cycles a row, row after row.
 
@@ -128,7 +128,9 @@ class PtfLayerNorm(wiring.Component):
         m.submodules.output = output = OutputQueue(
             self.o.signature.members["payload"].shape, OUTPUT_DEPTH
         )
-        params = LayerNormBanks(m, self._spec, self._lanes, self.params)
+        # Families of 18-bit multipliers have block RAMs of 18 kb at most, the others of 36.
+        deepest = 2048 if self._port_bits == 18 else 4096
+        params = LayerNormBanks(m, self._spec, self._lanes, self.params, deepest)
         sums = self._sums(m, rows, params)
         self._statistics(m, rows, params, *sums)
         self._affine(m, rows, params, output)

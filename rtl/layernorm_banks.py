@@ -20,6 +20,8 @@ from rtl.row import RowStore, delayed
 __all__ = ["LayerNormBanks"]
 
 CHANNEL_BITS = 12
+NARROW = 4
+"""Words of so many bits have block RAMs of 4096 of them in any family."""
 ROWS_UNDER_WAY = QUEUE_DEPTH + 31
 """Rows that may be under way at once: those queued, one arriving, and those inside the pipelines."""
 
@@ -31,8 +33,9 @@ class LayerNormBanks:
     bank that is not current, so that a write never reaches a row under way.
     """
 
-    def __init__(self, m: Module, spec: LayerNormSpec, lanes: int, port: Any) -> None:
-        self._spec, self._lanes = spec, lanes
+    def __init__(self, m: Module, spec: LayerNormSpec, lanes: int, port: Any, deepest: int) -> None:
+        """``deepest``: words of the family's deepest block RAM."""
+        self._spec, self._lanes, self._deepest = spec, lanes, deepest
         self._beats = -(-spec.max_channels // lanes)
         self.current = Signal(name="current_bank")
         self.arriving = Signal(name="arriving_bank")
@@ -50,16 +53,24 @@ class LayerNormBanks:
         }
         self._write(m, port)
 
-    def _memories(self, m: Module, name: str, width: int) -> list[Memory]:
-        """One memory per lane, with the bank as the highest address bit."""
+    def _memories(self, m: Module, name: str, width: int) -> list[list[Memory]]:
+        """For each lane one memory, with the bank as the highest address bit, or one for each bank.
+
+        Two where both banks in one would take two rows of block RAMs: the choice between those comes before
+        the register that is the RAM's own, and block RAMs are slow; that between banks comes behind it.
+        """
         depth = 2 << max(self._beats - 1, 1).bit_length()
         # Deep and narrow ones would otherwise end up in LUTs, at several LUTs a bit.
         attrs: dict[str, Any] = {"ram_style": "block"} if depth > 128 else {}
         attrs["no_rw_check"] = 1  # no row reads the bank that is written
-        memories = []
+        parts = 2 if depth > self._deepest and width > NARROW else 1
+        memories: list[list[Memory]] = []
         for lane in range(self._lanes):
-            memories.append(Memory(shape=unsigned(width), depth=depth, init=[], attrs=attrs))
-            m.submodules[f"{name}_memory_{lane}"] = memories[-1]
+            memories.append([])
+            for bank in range(parts):
+                memory = Memory(shape=unsigned(width), depth=depth // parts, init=[], attrs=attrs)
+                m.submodules[f"{name}_memory_{lane}" + (f"_{bank}" if parts > 1 else "")] = memory
+                memories[-1].append(memory)
         return memories
 
     def _step(self, m: Module, beat: Signal, step: Value, last: Value) -> None:
@@ -110,14 +121,16 @@ class LayerNormBanks:
                     m.d.sync += target.eq(word)
         for name, memories in self._columns.items():
             value = (word.as_signed() + half) if name == "offset" else word
-            for index, memory in enumerate(memories):
-                writer = memory.write_port()
-                hit = write & (address[CHANNEL_BITS:] == TABLE[name] >> CHANNEL_BITS)
-                m.d.comb += [
-                    writer.en.eq(hit & (lane == index)),
-                    writer.addr.eq(self._address(bank, row)),
-                    writer.data.eq(value),
-                ]
+            hit = write & (address[CHANNEL_BITS:] == TABLE[name] >> CHANNEL_BITS)
+            for index, banks in enumerate(memories):
+                for number, memory in enumerate(banks):
+                    writer = memory.write_port()
+                    chosen = (bank == number) if len(banks) > 1 else 1
+                    m.d.comb += [
+                        writer.en.eq(hit & (lane == index) & chosen),
+                        writer.addr.eq(self._address(bank, row)[: len(writer.addr)]),
+                        writer.data.eq(value),
+                    ]
 
     def _free(self, m: Module, port: Any, commit: Value) -> None:
         """Ready to write once the rows that were under way at the last commit have left: in order, hence
@@ -137,14 +150,20 @@ class LayerNormBanks:
         with m.Elif(~committed & (rows["left"] == rows["mark"])):
             m.d.sync += free.eq(1)
 
-    def _read(self, m: Module, name: str, bank: Value, beat: Value) -> list[Value]:
-        """One column's entries of a beat, a cycle after its address."""
-        entries = []
-        for lane, memory in enumerate(self._columns[name]):
-            reader = memory.read_port(domain="comb")
-            m.d.comb += reader.addr.eq(self._address(bank, beat))
-            entries.append(carried(m, reader.data, 1, f"{name}_entry_{lane}"))
-        return entries
+    def _read(self, m: Module, name: str, bank: Value, beat: Value, cycles: int) -> list[Value]:
+        """One column's entries of a beat, some cycles after its address."""
+        found: list[list[Value]] = []
+        for lane, banks in enumerate(self._columns[name]):
+            found.append([])
+            for number, memory in enumerate(banks):
+                reader = memory.read_port(domain="comb")
+                m.d.comb += reader.addr.eq(self._address(bank, beat)[: len(reader.addr)])
+                entry = f"{name}_entry_{lane}" + (f"_{number}" if len(banks) > 1 else "")
+                found[-1].append(carried(m, reader.data, cycles, entry))
+        if len(found[0]) == 1:
+            return [entry for (entry,) in found]
+        late = delayed(m, bank, cycles, f"{name}_bank")
+        return [Mux(late, second, first) for first, second in found]
 
     def arrive(
         self, m: Module, taken: Value, opening: Value, last: Value
@@ -156,7 +175,7 @@ class LayerNormBanks:
         with m.If(taken):
             m.d.sync += self.arriving.eq(bank)
         m.d.comb += self.arrives.eq(taken & opening)
-        return self._read(m, "shift", bank, beat), self._zero_point[self.arriving]
+        return self._read(m, "shift", bank, beat, 1), self._zero_point[self.arriving]
 
     def leave(self, m: Module, rows: RowStore) -> tuple[list[Value], list[Value]]:
         """Gains and offsets, 7 and 10 cycles after a beat's ``rows.valid``; releases the bank."""
@@ -164,12 +183,8 @@ class LayerNormBanks:
         self._step(m, beat, rows.valid, rows.last)
         bank = delayed(m, rows.row_out.bank, 5, "leaving_bank")
         beat = delayed(m, beat, 5, "leaving_beat")
-        gain = self._read(m, "gain", bank, beat)
+        gains = self._read(m, "gain", bank, beat, 2)
         bank, beat = delayed(m, bank, 3, "offset_bank"), delayed(m, beat, 3, "offset_beat")
-        offset = self._read(m, "offset", bank, beat)
+        offsets = self._read(m, "offset", bank, beat, 2)
         m.d.comb += self.leaves.eq(delayed(m, rows.valid & rows.last, 9, "released"))
-        gains = [carried(m, entry, 1, f"gain_{lane}") for lane, entry in enumerate(gain)]
-        offsets = [
-            carried(m, entry.as_signed(), 1, f"offset_{lane}") for lane, entry in enumerate(offset)
-        ]
-        return gains, offsets
+        return gains, [offset.as_signed() for offset in offsets]

@@ -91,10 +91,10 @@ class Credits(wiring.Component):
         m = Module()
         given = Signal(range(self._count))
         next_taken = Signal(range(self._count), init=1)  # one ahead of what has been taken
+        # Gates and not a choice, which would become a clock enable: ``take`` is late, and this is one LUT.
+        m.d.sync += self.room.eq(self.give | (self.room & ~(self.take & (next_taken == given))))
         with m.If(self.give):
-            m.d.sync += [given.eq(given + 1), self.room.eq(1)]
-        with m.Elif(self.take & (next_taken == given)):
-            m.d.sync += self.room.eq(0)
+            m.d.sync += given.eq(given + 1)
         with m.If(self.take):
             m.d.sync += next_taken.eq(next_taken + 1)
         return m

@@ -43,3 +43,19 @@ def test_narrow_multipliers_change_neither_codes_nor_cycles(tmp_path):
     narrow = make_unit("layernorm", LayerNormSpec(max_channels=200), 8, tmp_path, port_bits=18)
     assert "scaled_0_part_0_17" in narrow.verilog.read_text()
     simulate(narrow, scenarios(narrow, rows=4), tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("affine", ["dyadic", "shift"])
+def test_banks_that_one_block_ram_does_not_hold_have_one_each(affine, tmp_path):
+    spec = LayerNormSpec(affine=affine)
+    wide = make_unit("layernorm", spec, 2, tmp_path, port_bits=27)
+    assert "offset_memory_0_1" not in wide.verilog.read_text()
+    unit = make_unit("layernorm", spec, 2, tmp_path, port_bits=18)
+    assert "offset_memory_0_1" in unit.verilog.read_text()
+    names = {"params_change_stalled", "params_overlap", "crossed_both", "row_too_long"}
+    cases = [case for case in scenarios(unit, rows=4, corner_length=8) if case.name in names]
+    assert {case.name for case in cases} == names
+    longest = max(case.received.max() for case in cases)
+    assert longest == spec.max_channels, "the highest addresses of the tables"
+    simulate(unit, cases, tmp_path / "run")

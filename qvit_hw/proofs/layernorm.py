@@ -8,6 +8,7 @@ is proven by :mod:`qvit_hw.proofs.accumulators`.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -214,14 +215,16 @@ def lane(spec: LayerNormSpec, port_bits: int, case: Case) -> list[Claim]:
     fields = {"factor": factor, "origin": origin, "shift": shift, "bank": 0}
     row = packed(case, [(fields[name], width) for name, width in widths.items()])
     moved = offset + (1 << (spec.output_shift - 1))  # the rounding half is added in when it is written
+    circuit = _circuit(spec, port_bits, "output.payload")
+    offsets = fnmatch.filter(circuit.states.values(), "offset_entry_0*_2")  # of both banks, if there are two
     registers = {
         "row_1": (0, row),
         "beat_1": (0, packed(case, [(x, bounds["x"].bits), (1, 1)])),
         "gain_0_1": (None, gain),
-        "offset_0_1": (None, moved),
+        **dict.fromkeys(offsets, (None, moved)),
     }
     found = case.run(
-        _circuit(spec, port_bits, "output.payload"),
+        circuit,
         {},
         {"output.payload": (LANE, False)},
         registers=registers,
