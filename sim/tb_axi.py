@@ -15,6 +15,8 @@ from sim.stream import pack, stalls
 JOB = load_job()
 IDENTITY = 0x51564954
 ADDRESS_BITS = 16
+PAUSE = 60
+"""Cycles, more than any unit has registers."""
 TOO_LONG, BAD_KEEP, OUTSIDE = 1, 2, 4
 NAMES = {"2": 0, "sqrt2": 1, "dyadic": 0, "shift": 1}
 
@@ -158,6 +160,37 @@ async def late_read(dut: Any) -> None:
     dut.s_axil_rready.value = 0
     await bench.edge
     assert dut.s_axil_rvalid.value == 0
+
+
+@cocotb.test()
+async def kept(dut: Any) -> None:
+    """A row that pauses keeps its parameters: those after the next ones wait until it has ended."""
+    bench, unit, case = await started(dut), JOB.unit, JOB.cases[0]
+    word, commit = case.params[0][1][0], case.params[0][1][-1]
+    if "commit" not in unit.registers:  # a row takes what there is with it
+        return
+    length = case.lengths[:1]
+    beats = pack(case.elements[: length[0]], length, unit.lanes, unit.in_slot)
+    writing: list[Any] = []
+
+    async def pause() -> None:
+        """In the midst of the row: longer than any pipeline, the next parameters, one word more."""
+        for _ in range(PAUSE):
+            await bench.edge
+        await bench.set_params([word, commit])
+        writing.append(cocotb.start_soon(bench.set_params([word])))
+        for _ in range(PAUSE):
+            await bench.edge
+        assert not writing[-1].done(), "a word was written into parameters in use"
+
+    for bank in range(2):
+        rng = np.random.default_rng(bank)
+        sending = cocotb.start_soon(
+            bench.source.send(beats, stalls(case.stall_in, rng), {len(beats.data) - 1: pause})
+        )
+        await bench.sink.receive(len(beats.data), stalls(case.stall_out, rng), 10_000)
+        await sending
+        await writing[-1]
 
 
 @cocotb.test()

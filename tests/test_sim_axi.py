@@ -21,6 +21,13 @@ SPECS = {
 }
 
 
+NAMES = (
+    *("readable", "refused", "decoded", "channel_order"),
+    *("late_response", "late_read", "kept", "repaired"),
+)
+"""All tests of the module."""
+
+
 @pytest.fixture(scope="module", params=["softmax", "layernorm"])
 def unit(request, tmp_path_factory):
     return make_unit(request.param, SPECS[request.param], 4, tmp_path_factory.mktemp("unit"))
@@ -44,8 +51,7 @@ def run_all(unit, module, names, folder, lengths):
 
 
 def test_registers_and_repairs(unit, tmp_path):
-    names = ["readable", "refused", "decoded", "channel_order", "late_response", "late_read", "repaired"]
-    run_all(unit, "sim.tb_axi", names, tmp_path / "run", [15])
+    run_all(unit, "sim.tb_axi", NAMES, tmp_path / "run", [15])
 
 
 @pytest.mark.parametrize(
@@ -53,8 +59,7 @@ def test_registers_and_repairs(unit, tmp_path):
 )
 def test_registers_and_repairs_of_a_stream_unit(op, spec, tmp_path):
     unit = make_unit(op, spec, 4, tmp_path)
-    names = ["readable", "refused", "decoded", "channel_order", "late_response", "late_read", "repaired"]
-    run_all(unit, "sim.tb_axi", names, tmp_path / "run", [15])
+    run_all(unit, "sim.tb_axi", NAMES, tmp_path / "run", [15])
 
 
 def test_a_second_axi_implementation_agrees(unit, tmp_path):
