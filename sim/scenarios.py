@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from golden.cycles import OUTPUT_DEPTH
+from golden.cycles import OUTPUT_DEPTH, QUEUE_DEPTH
 from golden.worst import worst_layernorm, worst_softmax
 from sim.job import Case, Pattern, Unit
 from sim.operators import Operator, Row, operator
@@ -182,6 +182,12 @@ def buffer_full(op: Operator, lanes: int, seed: int) -> Case:
     return case_of("buffer_full", sent, op, lanes, stall_out=Pattern(0.9), must_refuse=True)
 
 
+def rows_waiting(op: Operator, lanes: int, seed: int) -> Case:
+    """Rows of a beat, more than a unit's queues count, against an output that is hardly ever taken."""
+    rows = _Maker(op, seed, lanes).rows([min(lanes, op.longest)] * 3 * QUEUE_DEPTH)
+    return case_of("rows_waiting", rows, op, lanes, stall_out=Pattern(0.9))
+
+
 def params_overlap(op: Operator, lanes: int, seed: int) -> Case:
     """Parameters that change again while rows of the change before last are still under way."""
     length = min(PLAIN_LENGTH, op.longest)
@@ -287,7 +293,8 @@ def scenarios(
     long = [*make.rows([min(577, op.longest)]), *mixed[:few]]
     for after in (1, 2, 40, 200):
         cases.append(case_of(f"reset_after_{after}", long, op, lanes, reset_after=after))
-    cases += [params_overlap(op, lanes, seed), buffer_full(op, lanes, seed), *crossed(op, lanes, seed)]
+    cases += [rows_waiting(op, lanes, seed), params_overlap(op, lanes, seed), buffer_full(op, lanes, seed)]
+    cases += crossed(op, lanes, seed)
     if op.longest > lanes:
         cases.append(params_early(op, lanes, seed))
     cases.append(case_of("ready_late", mixed[:few], op, lanes, ready_late=True))
