@@ -8,9 +8,10 @@ from typing import Any
 import cocotb
 import numpy as np
 
+from golden.words import TABLE_WORDS
 from sim.axil import DECERR, OKAY, SLVERR
 from sim.bench import Bench, load_job
-from sim.stream import pack, stalls
+from sim.stream import pack, stalls, unpack
 
 JOB = load_job()
 IDENTITY = 0x51564954
@@ -160,6 +161,33 @@ async def late_read(dut: Any) -> None:
     dut.s_axil_rready.value = 0
     await bench.edge
     assert dut.s_axil_rvalid.value == 0
+
+
+@cocotb.test()
+async def untouched(dut: Any) -> None:
+    """Parameters that are refused, for want of a strobe, are those of no row, in either bank."""
+    bench, unit, case = await started(dut), JOB.unit, JOB.cases[0]
+    words = [(word, value) for word, value in case.params[0][1] if word % TABLE_WORDS < unit.lanes * 32]
+    await bench.set_params(words)
+    banks = "commit" in unit.registers
+    wrong = [(4 * word, ~value & 0xFFFFFFFF) for word, value in (words[:-1] if banks else words)]
+    assert set(await bench.axil.write_all(wrong, strobe=0x7)) == {SLVERR}
+    length = case.lengths[:1]
+    beats = pack(case.elements[: length[0]], length, unit.lanes, unit.in_slot)
+    for bank in range(1 + banks):
+        rng = np.random.default_rng(bank)
+        sending = cocotb.start_soon(bench.source.send(beats, stalls(case.stall_in, rng)))
+        await bench.sink.receive(len(beats.data), stalls(case.stall_out, rng), 10_000)
+        await sending
+        sink = bench.sink
+        codes, _ = unpack(
+            sink.data, sink.keep, sink.last, length, unit.lanes, unit.out_slot, unit.out_signed
+        )
+        assert codes.tolist() == case.expected[: length[0]].tolist(), f"bank {bank}"
+        for seen in (sink.data, sink.keep, sink.last):
+            seen.clear()
+        if banks:
+            await bench.set_params(words[-1:])
 
 
 @cocotb.test()

@@ -23,7 +23,7 @@ SPECS = {
 
 NAMES = (
     *("readable", "refused", "decoded", "channel_order"),
-    *("late_response", "late_read", "kept", "repaired"),
+    *("late_response", "late_read", "untouched", "kept", "repaired"),
 )
 """All tests of the module."""
 

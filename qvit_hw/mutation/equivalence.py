@@ -264,13 +264,19 @@ class Judge:
     # ---------------------------------------------------------------------------------- from reset
 
     def _bounded(self, number: int, end: float, depth: int) -> Verdict:
-        """Search all inputs of some cycles from reset for a difference."""
+        """Search all inputs of some cycles for a difference, behind a cycle of reset.
+
+        What is put out in that one comes from before: it may be anything.
+        """
         logic = Reading()
         unit = self._initial(logic)
         mutant = dict(unit)
+        inputs = self._inputs(logic, RESETS)
+        _, unit = self._step(logic, unit, inputs, 0)
+        _, mutant = self._step(logic, mutant, inputs, number)
         checked, apart = 0, list[Bits]()
         for cycle in range(depth):
-            inputs = self._inputs(logic, RESETS if cycle == 0 else {n: 1 - v for n, v in RESETS.items()})
+            inputs = self._inputs(logic, {name: 1 - value for name, value in RESETS.items()})
             asked = unit
             seen, unit = self._step(logic, unit, inputs, 0)
             found, mutant = self._step(logic, mutant, inputs, number)

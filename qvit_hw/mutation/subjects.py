@@ -31,7 +31,7 @@ __all__ = ["ROW_UNITS", "OneUnit", "RowUnit", "Subject", "named", "ordered", "re
 
 REGISTER_TESTS = (
     *("readable", "refused", "decoded", "channel_order"),
-    *("late_response", "late_read", "kept", "repaired"),
+    *("late_response", "late_read", "untouched", "kept", "repaired"),
 )
 CORNER_LENGTH = 64
 ROWS = 6
