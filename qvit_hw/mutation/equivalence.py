@@ -264,16 +264,17 @@ class Judge:
     # ---------------------------------------------------------------------------------- from reset
 
     def _bounded(self, number: int, end: float, depth: int) -> Verdict:
-        """Search all inputs of some cycles for a difference, behind a cycle of reset.
+        """Search all inputs of some cycles for a difference, behind a cycle of reset if there is one.
 
         What is put out in that one comes from before: it may be anything.
         """
         logic = Reading()
         unit = self._initial(logic)
         mutant = dict(unit)
-        inputs = self._inputs(logic, RESETS)
-        _, unit = self._step(logic, unit, inputs, 0)
-        _, mutant = self._step(logic, mutant, inputs, number)
+        if RESETS.keys() & self.circuit.inputs.keys():
+            inputs = self._inputs(logic, RESETS)
+            _, unit = self._step(logic, unit, inputs, 0)
+            _, mutant = self._step(logic, mutant, inputs, number)
         checked, apart = 0, list[Bits]()
         for cycle in range(depth):
             inputs = self._inputs(logic, {name: 1 - value for name, value in RESETS.items()})
