@@ -11,7 +11,7 @@ import numpy as np
 from golden.words import TABLE_WORDS
 from sim.axil import DECERR, OKAY, SLVERR
 from sim.bench import Bench, load_job
-from sim.stream import pack, stalls, unpack
+from sim.stream import Beats, pack, stalls, unpack
 
 JOB = load_job()
 IDENTITY = 0x51564954
@@ -40,21 +40,31 @@ async def status(bench: Bench) -> int:
     return value
 
 
-async def send(bench: Bench, **changes: Any) -> list[int]:
-    """Send the job's first row with some of its beats changed; return the output's keeps."""
+def first_row() -> Beats:
+    """The job's first row."""
     unit, case = JOB.unit, JOB.cases[0]
     length = case.lengths[:1]
-    beats = pack(case.elements[: length[0]], length, unit.lanes, unit.in_slot)
+    return pack(case.elements[: length[0]], length, unit.lanes, unit.in_slot)
+
+
+async def carry(bench: Bench, beats: Beats, seed: int = 1, gates: Any = None) -> None:
+    """Send a row and receive it, into a sink that is empty before."""
+    case, sink, rng = JOB.cases[0], bench.sink, np.random.default_rng(seed)
+    for seen in (sink.data, sink.keep, sink.last):
+        seen.clear()
+    sending = cocotb.start_soon(bench.source.send(beats, stalls(case.stall_in, rng), gates))
+    await sink.receive(len(beats.data), stalls(case.stall_out, rng), 10_000)
+    await sending
+
+
+async def send(bench: Bench, **changes: Any) -> list[int]:
+    """Send the job's first row with some of its beats changed; return the output's keeps."""
+    beats = first_row()
     for name, change in changes.items():
         at, value = change
         getattr(beats, name)[at] = value
-    rng = np.random.default_rng(1)
-    sending = cocotb.start_soon(bench.source.send(beats, stalls(case.stall_in, rng)))
-    await bench.sink.receive(len(beats.data), stalls(case.stall_out, rng), 10_000)
-    await sending
-    keeps, bench.sink.keep = bench.sink.keep, []
-    bench.sink.data.clear()
-    return keeps
+    await carry(bench, beats)
+    return list(bench.sink.keep)
 
 
 @cocotb.test()
@@ -172,20 +182,13 @@ async def untouched(dut: Any) -> None:
     banks = "commit" in unit.registers
     wrong = [(4 * word, ~value & 0xFFFFFFFF) for word, value in (words[:-1] if banks else words)]
     assert set(await bench.axil.write_all(wrong, strobe=0x7)) == {SLVERR}
-    length = case.lengths[:1]
-    beats = pack(case.elements[: length[0]], length, unit.lanes, unit.in_slot)
+    length, sink = case.lengths[:1], bench.sink
     for bank in range(1 + banks):
-        rng = np.random.default_rng(bank)
-        sending = cocotb.start_soon(bench.source.send(beats, stalls(case.stall_in, rng)))
-        await bench.sink.receive(len(beats.data), stalls(case.stall_out, rng), 10_000)
-        await sending
-        sink = bench.sink
+        await carry(bench, first_row(), seed=bank)
         codes, _ = unpack(
             sink.data, sink.keep, sink.last, length, unit.lanes, unit.out_slot, unit.out_signed
         )
         assert codes.tolist() == case.expected[: length[0]].tolist(), f"bank {bank}"
-        for seen in (sink.data, sink.keep, sink.last):
-            seen.clear()
         if banks:
             await bench.set_params(words[-1:])
 
@@ -197,8 +200,7 @@ async def kept(dut: Any) -> None:
     word, commit = case.params[0][1][0], case.params[0][1][-1]
     if "commit" not in unit.registers:  # a row takes what there is with it
         return
-    length = case.lengths[:1]
-    beats = pack(case.elements[: length[0]], length, unit.lanes, unit.in_slot)
+    beats = first_row()
     writing: list[Any] = []
 
     async def pause() -> None:
@@ -212,12 +214,7 @@ async def kept(dut: Any) -> None:
         assert not writing[-1].done(), "a word was written into parameters in use"
 
     for bank in range(2):
-        rng = np.random.default_rng(bank)
-        sending = cocotb.start_soon(
-            bench.source.send(beats, stalls(case.stall_in, rng), {len(beats.data) - 1: pause})
-        )
-        await bench.sink.receive(len(beats.data), stalls(case.stall_out, rng), 10_000)
-        await sending
+        await carry(bench, beats, seed=bank, gates={len(beats.data) - 1: pause})
         await writing[-1]
 
 
