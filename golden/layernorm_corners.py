@@ -14,6 +14,9 @@ from golden.layernorm import LayerNormParams, LayerNormSpec, layernorm_trace
 
 __all__ = ["corner_rows"]
 
+SHORT = 24
+"""Channels of the rows with a small D."""
+
 
 def corner_rows(
     spec: LayerNormSpec, seed: int = 0
@@ -24,7 +27,8 @@ def corner_rows(
     sum is negative, gains that are negative or zero, zero points at both ends, shifts all zero and
     all at their largest, lengths of 1 and 2; rows to which a single bit of E or of D gives their scale;
     offsets solved so that the last rounding meets a tie and both of its neighbours, and so that the
-    output saturates on either side by one.
+    output saturates on either side by one; rows on a tie in all channels, with a D so small that a wrong low
+    bit of it moves them off.
     """
     rng = np.random.default_rng(seed)
     low, high = -(1 << (spec.in_bits - 1)), (1 << (spec.in_bits - 1)) - 1
@@ -96,3 +100,12 @@ def corner_rows(
             offset = np.clip(wanted - product, legal.low, legal.high)
             solved = replace(base, offset=offset)
             yield f"tie above {target}, {step:+d}", codes, solved
+
+    count = min(SHORT, full)
+    for step in (n for n in (1, 2, 3, 5, 7, 11) if n <= high):
+        levels, zeros = np.arange(count) % 2 * step, np.zeros(count, np.int64)
+        eps = spec.min_eps(spec.max_point) + int(rng.integers(64))
+        plain = {"shift": zeros, "gain": np.full(count, top), "offset": zeros}
+        base = params(count, eps=eps, point=spec.max_point, **plain)
+        ties = half - layernorm_trace(levels, spec, base).scaled
+        yield f"ties at D from {step}", levels, replace(base, offset=np.clip(ties, legal.low, legal.high))

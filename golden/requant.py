@@ -286,10 +286,12 @@ def corner_rows(spec: RequantSpec) -> Iterator[tuple[str, npt.NDArray[np.int64],
 
     Accumulators are solved for: the last below and the first at each rounding boundary of the
     outermost, the middle and the saturating codes, exact ties, and both ends of the accumulator.
-    Ties exist where M has trailing zeros or N is small.
+    Ties exist where M has trailing zeros or N is small. Where N is smaller than M has bits, an accumulator
+    of -1 is negative by the upper of its partial products alone, and its code needs each bit of the lower.
     """
     acc, code = spec.bounds["acc"], spec.bounds["code"]
-    for multiplier, shift in ((1 << 15, 20), (49152, 22), (43691, 17), (65535, 30), (32769, 0)):
+    factors = ((1 << 15, 20), (49152, 22), (43691, 17), (65535, 30), (32769, 0), (46341, 13), (61423, 9))
+    for multiplier, shift in factors:
         for zero_point in (code.low, 0, code.high):
             wanted = (code.low - 1, code.low, -1, 0, 1, code.high, code.high + 1)
             values = [acc.low, acc.low + 1, -1, 0, 1, acc.high - 1, acc.high]

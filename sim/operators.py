@@ -52,6 +52,8 @@ __all__ = ["Operator", "Row", "operator", "paired"]
 
 LARGEST = "largest E"
 """Corner rows of LayerNorm whose variance, eps included, fills its register begin so."""
+CLOSE = 16
+"""Scores less than this below the largest have codes that depend on every bit of f."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,13 @@ class Operator:
     corners: Callable[[], list[tuple[str, Row]]]
     witnesses: Callable[[int], list[Row]]
     masks: bool
+
+    def telling_row(self, rng: np.random.Generator, count: int) -> npt.NDArray[np.int64]:
+        """Elements in which each parameter tells: half of them anywhere, half close to the largest."""
+        row = rng.integers(self.low, self.high, count, endpoint=True)
+        close = row[1::2]
+        close[:] = np.maximum(row.max() - rng.integers(0, CLOSE, len(close)), self.low)
+        return row
 
 
 def operator(op: str, spec: dict[str, Any]) -> Operator:

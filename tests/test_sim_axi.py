@@ -8,7 +8,8 @@ from sim_units import make_unit
 from golden.gelu import GeluSpec
 from golden.layernorm import LayerNormSpec
 from golden.residual import ResidualSpec
-from golden.softmax import SoftmaxSpec
+from golden.softmax import SoftmaxParams, SoftmaxSpec
+from qvit_hw.mutation.subjects import register_case
 from sim.bench import JOB_VARIABLE
 from sim.job import Job
 from sim.runner import build, run_tests
@@ -37,7 +38,7 @@ def job_folder(unit, folder, lengths):
     op = operator(unit.op, unit.spec)
     rng = np.random.default_rng(3)
     params = op.random_params(rng, op.longest)
-    rows = [Row(rng.integers(op.low, op.high, n, endpoint=True), params) for n in lengths]
+    rows = [Row(op.telling_row(rng, n), params) for n in lengths]
     folder.mkdir()
     Job(unit, [case_of("rows", rows, op, unit.lanes)]).write(folder)
     return {JOB_VARIABLE: str(folder)}
@@ -48,6 +49,15 @@ def run_all(unit, module, names, folder, lengths):
     simulation = build(find("verilator"), unit.verilog, unit.top)
     faults = run_tests(simulation, module, [f"{module}.{name}" for name in names], folder, env=env)
     assert faults == dict.fromkeys(faults)
+
+
+def test_the_row_behind_a_refused_write_has_other_codes_by_each_frac(tmp_path):
+    unit = make_unit("softmax", SoftmaxSpec(max_tokens=64), 2, tmp_path)
+    op, elements = operator(unit.op, unit.spec), register_case(unit).elements
+    codes = {tuple(op.golden(Row(elements, SoftmaxParams(frac=frac)))) for frac in range(1, 5)}
+    assert len(codes) == 4
+    far = Row(elements[::2], SoftmaxParams(frac=4))
+    assert [*op.golden(far)] == [*op.golden(Row(far.elements, SoftmaxParams(frac=3)))]
 
 
 def test_registers_and_repairs(unit, tmp_path):

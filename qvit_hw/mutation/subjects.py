@@ -90,7 +90,7 @@ def named(fates: Mapping[int, Fate], cases: Mapping[str, str]) -> dict[int, Fate
 def register_case(unit: Unit) -> Case:
     """One row of almost four beats, which the tests of the registers send."""
     op, rng = operator(unit.op, unit.spec), np.random.default_rng(3)
-    elements = rng.integers(op.low, op.high, 4 * unit.lanes - 1, endpoint=True)
+    elements = op.telling_row(rng, 4 * unit.lanes - 1)
     return case_of("rows", [Row(elements, op.random_params(rng, op.longest))], op, unit.lanes)
 
 
