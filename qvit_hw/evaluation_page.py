@@ -42,13 +42,12 @@ def write_page(found: Evaluation, out: Path, data: Labelled) -> None:
 def render(found: Evaluation, data: Labelled) -> str:
     """Return the page; ``data`` has the pictures of its examples."""
     filters: dict[str, Callable[..., Any]] = {
-        "count": _count,
         "percent": percent,
         "points": _points,
         "db": _db,
         "signed": _signed,
         "seconds": _seconds,
-        "memory": lambda size: f"{size / 2**20:,.0f}{_THIN}MiB".replace(",", _THIN),
+        "memory": lambda size: f"{size / 2**20:,.0f}{_THIN}MiB",
     }
     series = list(dict.fromkeys(tensor.group for tensor in found.tensors))
     bands = _bands(found.tensors)
@@ -240,10 +239,6 @@ def _origin(found: Evaluation) -> list[tuple[str, str]]:
 
 
 # ------------------------------------------------------------------------------------------- words
-
-
-def _count(number: int) -> str:
-    return f"{number:,}".replace(",", _THIN) if abs(number) >= 10_000 else str(number)
 
 
 def percent(share: float) -> str:

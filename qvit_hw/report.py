@@ -115,7 +115,7 @@ def _page(results: Results, content: Content, section: Section | None) -> str:
         for rate in (row["cycles_per_row"], row["cycles_per_row_predicted"], row["beats"])
         if rate is not None
     ]
-    templates = environment({"thousands": _thousands, "percent": _percent})
+    templates = environment({"percent": _percent})
     return templates.get_template("page.html.j2").render(
         c=content,
         a=section,
@@ -161,10 +161,6 @@ def _origin(results: Results) -> list[tuple[str, str]]:
         except metadata.PackageNotFoundError:
             continue
     return rows
-
-
-def _thousands(number: int) -> str:
-    return f"{number:,}".replace(",", _THIN) if abs(number) >= 10_000 else str(number)
 
 
 def _percent(share: float) -> str:

@@ -154,7 +154,7 @@ def test_the_page_tells_accuracy_against_float():
     assert "97.21 % top-1 in integers, 97.49 % in float" in page.text
     assert "−0.28 points against float (95 %:" in page.text
     assert "of 359 images, 1 is right in integers alone, 2 in float alone" in page.text
-    assert "All 28 000 000 codes compared are those of the calibrated model" in page.text
+    assert "All 28,000,000 codes compared are those of the calibrated model" in page.text
     assert "16.4 ms" in page.text
     assert "190 MiB (31 MiB)" in page.text
 

@@ -87,7 +87,7 @@ def test_a_green_run_says_so_everywhere(green, tmp_path):
     out = tmp_path / "page" / "report.html"
     assert run(results=green, out=out) == 0
     page = Page(out.read_text())
-    assert re.search(r"\b0 mismatches in 1559 elements\b", page.text)
+    assert re.search(r"\b0 mismatches in 1,559 elements\b", page.text)
     assert not page.open
     told = json.loads(out.with_suffix(".json").read_text())
     assert told["passed"] is True
@@ -127,11 +127,11 @@ def test_one_flipped_bit_turns_everything_red(red, tmp_path):
     out = tmp_path / "page" / "report.html"
     assert run(results=red, out=out) == 1
     page = Page(out.read_text())
-    assert "1 mismatch in 1559 elements" in page.text
+    assert "1 mismatch in 1,559 elements" in page.text
     assert f"First difference in {FLIPPED}" in page.text
     assert "row 2 column 9 beat, lane 1, 1 cycle 61" in page.text
     assert f"1 element differs between golden model and Verilog: {FLIPPED}." in page.text
-    assert "total 20 011 20 010 differs" in page.text
+    assert "total 20,011 20,010 differs" in page.text
     assert page.links == ["../results/waves/first.vcd"]
     assert (out.parent / page.links[0]).is_file()
     told = json.loads(out.with_suffix(".json").read_text())

@@ -74,7 +74,7 @@ def test_pictures_and_largest_outputs_are_shown(told, made):
     document = json.loads((made[2] / "run.json").read_text())
     assert page.text.count("is ant float cat 2.25 ant 0.50 eel 0.12 golden") == 1
     best = int(np.argmax(document["images"][0]["golden"]))
-    name, value = document["classes"][best], f"{document['images'][0]['golden'][best]}"
+    name, value = document["classes"][best], f"{document['images'][0]['golden'][best]:,}"
     shown = re.search(r"image-0 is ant .*? golden (\S+) (\S+) .*? Verilog (\S+) (\S+)", page.text)
     assert shown[1] == shown[3] == name
     assert shown[2] == shown[4] == value.replace("-", "−")

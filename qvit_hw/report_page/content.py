@@ -84,7 +84,7 @@ def _reasons(results: Results) -> Iterator[str]:
     if wrong:
         count = sum(run.mismatches for run in wrong)
         where = _list([run.name for run in wrong])
-        what = "1 element differs" if count == 1 else f"{_count(count)} elements differ"
+        what = "1 element differs" if count == 1 else f"{count:,} elements differ"
         yield f"{what} between golden model and Verilog: {where}."
     late = [run for run in results.runs if not run.timing_holds]
     if late:
@@ -117,8 +117,8 @@ def _recount(
         found = int((rtl != golden[: len(rtl)]).sum())
         if found != run.mismatches or rtl.size != run.elements:
             yield (
-                f"The outputs of {run.layer} hold {_count(found)} mismatches in {_count(rtl.size)} "
-                f"elements, but the results say {_count(run.mismatches)} in {_count(run.elements)}."
+                f"The outputs of {run.layer} hold {found:,} mismatches in {rtl.size:,} "
+                f"elements, but the results say {run.mismatches:,} in {run.elements:,}."
             )
 
 
@@ -352,10 +352,6 @@ def _ptf(layer: Layer) -> dict[str, Any]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _count(number: int) -> str:
-    return f"{number:,}".replace(",", "\u2009")
 
 
 def _list(names: Sequence[str], shown: int = 4) -> str:

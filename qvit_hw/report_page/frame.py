@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent
 
 
 def environment(filters: Mapping[str, Callable[..., Any]] | None = None) -> Environment:
-    """The templates of this folder; whatever a page is given is escaped."""
+    """The templates of this folder; whatever a page is given is escaped, and ``thousands`` writes a count."""
     made = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -23,7 +23,7 @@ def environment(filters: Mapping[str, Callable[..., Any]] | None = None) -> Envi
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= dict(filters or {})
+    made.filters |= {"thousands": "{:,}".format, **(filters or {})}
     return made
 
 

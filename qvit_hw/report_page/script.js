@@ -11,7 +11,7 @@
   const value = (row, column) => {
     const cell = row.children[column];
     const text = cell.dataset.v ?? cell.textContent.trim();
-    return cell.classList.contains("n") ? Number.parseFloat(text) : text;
+    return cell.classList.contains("n") ? Number.parseFloat(text.replaceAll(",", "")) : text;
   };
   for (const table of all("table.sortable")) {
     const heads = all("thead th", table);

@@ -115,7 +115,7 @@ def _ticks(cycles: int, scale: float) -> Iterator[str]:
     )
     for value in range(0, cycles + 1, step):
         x = value * scale
-        text = f"{value:,}".replace(",", "\u2009")
+        text = f"{value:,}"
         side = "" if value else ' class="first"'
         if cycles * scale - x > CHARACTER * len(text) / 2:
             yield f'<text{side} x="{x:.1f}" y="{HEIGHT - 8}">{text}</text>'
