@@ -56,7 +56,7 @@ def run(
 
     UserError or MissingTool, before any work, for what cannot be measured.
     """
-    units = [find_unit(name).name for name in op or DEFAULT_UNITS]
+    units = [*dict.fromkeys(find_unit(name).name for name in op or DEFAULT_UNITS)]
     library = LIBERTY if liberty is None else Path(liberty)
     counts = None if lanes is None or not lanes else _lanes(lanes, units)
     console = Console(stderr=True)
@@ -77,7 +77,7 @@ def run(
     tools = _tools(targets, library)
     _print(rows, before, markdown)
     page = cost_page(rows, before, grown + failed, tools)
-    replace_folder(Path(out), {PAGE: page, JSON: _document(rows, grown, tools)})
+    replace_folder(Path(out), {PAGE: page, JSON: _document(rows, grown, not grown + failed, tools)})
     for sentence in failed:
         console.print(f"[red]failed:[/] {sentence}", highlight=False, soft_wrap=True)
     if accept and not failed:
@@ -99,7 +99,7 @@ def _lanes(lanes: Sequence[int], units: Sequence[str]) -> list[int]:
             raise UserError(f"{error}.") from error
         if ACCELERATOR in units and count not in (16, 32):
             raise UserError(f"Lanes of the accelerator must be 16 or 32, not {count!r}.")
-    return list(lanes)
+    return [*dict.fromkeys(lanes)]
 
 
 def _targets(wanted: list[str] | None, liberty: Path, console: Console) -> list[str]:
@@ -107,7 +107,7 @@ def _targets(wanted: list[str] | None, liberty: Path, console: Console) -> list[
     if wanted:
         for name in wanted:
             check_tools(find_target(name), liberty)
-        return list(wanted)
+        return [*dict.fromkeys(wanted)]
     check_tools(TARGETS["xcup"], liberty)
     found = []
     for name, target in TARGETS.items():
@@ -153,13 +153,16 @@ def _print(rows: Sequence[Row], before: Sequence[Row], plain: bool) -> None:
         print(parts_markdown(whole), end="")
 
 
-def _document(rows: Sequence[Row], grown: Sequence[str], tools: Mapping[str, str]) -> dict[str, Any]:
+def _document(
+    rows: Sequence[Row], grown: Sequence[str], passed: bool, tools: Mapping[str, str]
+) -> dict[str, Any]:
     """Everything, for machines."""
     return {
         "schema": SCHEMA,
         "version": VERSION,
         "qvit_hw": metadata.version("qvit-hw"),
         "tools": dict(tools),
+        "passed": passed,
         "grown": list(grown),
         "rows": [
             {**row.record(), "elements_per_cycle_per_lut": row.density, "melem_per_s_per_lut": row.throughput}

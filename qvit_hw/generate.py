@@ -22,17 +22,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
 from golden.cycles import QUEUE_DEPTH
 from golden.gelu import GeluSpec
 from golden.layernorm import LayerNormSpec
 from golden.requant import RequantSpec
 from golden.residual import ResidualSpec
 from golden.softmax import SoftmaxSpec
+from golden.tensorfile import read_json
 from qvit_hw.errors import UserError
 from qvit_hw.outputs import check_folder, made_folder, told, write_files
+from qvit_hw.progress import bars
+from qvit_hw.rtl_folder import SCHEMA
 from rtl.axi import ADAPTER_LATENCY, AxiLayerNorm, AxiRowUnit, AxiSoftmax, slot_bytes
 from rtl.axi_stream import AxiGelu, AxiRequant, AxiResidual
 from rtl.emit import emit, tool_versions
@@ -274,6 +274,18 @@ def _specs(bundle: Path | None) -> dict[str, Any]:
     return dict(load_bundle(bundle).units())
 
 
+def _check_manifest(out: Path) -> None:
+    """Raise UserError if there is a manifest that is of something else; other files stay beside ours."""
+    manifest = out / "manifest.json"
+    if manifest.exists():
+        try:
+            known = read_json(manifest.read_bytes()).get("schema") == SCHEMA
+        except (OSError, ValueError, AttributeError):
+            known = False
+        if not known:
+            raise UserError(f"Output {str(out)!r} holds another manifest.json: it is left alone.")
+
+
 def _write(out: Path, files: dict[str, str]) -> None:
     """Put all files in place at once."""
     with made_folder(out), told(out):
@@ -298,20 +310,20 @@ def run(
         raise UserError(f"Multiplier port width must be from 18 to 27, not {port_bits!r}.")
     select(op, tuple(DEFAULTS))  # an unknown operator is told before a bundle is read
     check_folder(out)
+    _check_manifest(out)
     specs = _specs(bundle)
     available = tuple(name for name in OPERATORS if name in specs)
     operators = select(op, available if op in ("all", *OPERATORS) else tuple(specs))
     version = _version()
     units: list[BuiltUnit] = []
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with bars(counted=False) as progress:
         for name in operators:
             task = progress.add_task(f"emit {name}, {lanes} lanes", total=1)
             units.append(build_unit(name, specs[name], lanes, port_bits))
             progress.advance(task)
     entries = [unit.entry for unit in units]
     manifest = {
-        "schema": "qvit-hw/rtl",
+        "schema": SCHEMA,
         "version": 1,
         "generator": {"qvit_hw": version, **tool_versions()},
         "units": entries,

@@ -30,7 +30,7 @@ from qvit_hw.chosen import chosen
 from qvit_hw.errors import UserError, check_packages
 from qvit_hw.mutation.schemata import Mutant, Schemata, schemata
 from qvit_hw.outputs import check_replaced, replace_folder
-from qvit_hw.processes import processes
+from qvit_hw.processes import ended_with, processes
 from qvit_hw.progress import bars
 from qvit_hw.report_page import frame
 from qvit_hw.simulate import find_tools
@@ -149,7 +149,7 @@ def _compared(
         folder = Path(name)
         for holder, circuit in made.circuits.items():
             (folder / holder).write_text(circuit, encoding="utf-8")
-        with ProcessPoolExecutor(min(workers, len(survivors))) as pool:
+        with ProcessPoolExecutor(min(workers, len(survivors))) as pool, ended_with():
             asked = [
                 ([str(folder / holder) for holder in holders[number]], number, patience)
                 for number in survivors

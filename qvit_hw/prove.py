@@ -24,7 +24,7 @@ from rich.table import Table
 
 from .errors import UserError, check_packages
 from .outputs import check_replaced, replace_folder
-from .processes import processes
+from .processes import ended_with, processes
 from .progress import bars
 from .report_page.frame import render
 
@@ -105,15 +105,12 @@ def _proofs(names: Sequence[tuple[str, str]], jobs: int) -> Iterator[Proof]:
     context = multiprocessing.get_context("spawn")
     with bars() as bar, ProcessPoolExecutor(min(jobs, len(names)), context) as pool:
         task = bar.add_task("proving", total=len(names))
-        waiting = [pool.submit(attempt, unit, name) for unit, name in names]
-        try:
+        with ended_with():
+            waiting = [pool.submit(attempt, unit, name) for unit, name in names]
             for future in as_completed(waiting):
                 proof = future.result()
                 bar.update(task, advance=1, description=f"proving {proof.unit}")
                 yield proof
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def attempt(unit: str, name: str) -> Proof:

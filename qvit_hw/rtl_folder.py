@@ -14,7 +14,10 @@ from golden.tensorfile import read_json
 from qvit_hw.errors import UserError
 from sim.job import Unit, load_unit
 
-__all__ = ["load_rtl"]
+__all__ = ["SCHEMA", "load_rtl"]
+
+SCHEMA = "qvit-hw/rtl"
+"""What the manifest of such a folder says that it is."""
 
 
 def load_rtl(
@@ -31,8 +34,8 @@ def load_rtl(
         raise UserError(f"{str(folder)!r} holds no manifest.json: is it generate's --out?") from None
     except (OSError, ValueError) as error:
         raise UserError(f"The manifest in {str(folder)!r} cannot be read: {error}.") from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != "qvit-hw/rtl":
-        raise UserError(f"The manifest in {str(folder)!r} must be of schema 'qvit-hw/rtl'.")
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise UserError(f"The manifest in {str(folder)!r} must be of schema {SCHEMA!r}.")
     if manifest.get("version") != 1:
         told = manifest.get("version")
         raise UserError(f"The manifest in {str(folder)!r} must be of version 1, not {told!r}.")

@@ -112,6 +112,7 @@ def test_status_is_1_for_growth_until_it_is_accepted(command, tmp_path, capsys):
     document = json.loads((tmp_path / "cost" / "cost.json").read_text())
     assert (document["schema"], document["version"]) == ("qvit-hw/cost", 1)
     assert len(document["grown"]) == 1
+    assert document["passed"] is False
     assert "+6.0 %" in (tmp_path / "cost" / "cost.html").read_text()
     assert command("--accept", LUT=1060) == 0
     assert command(LUT=1060) == 0

@@ -283,6 +283,35 @@ def test_two_processes_share_one_study(tmp_path):
 def test_storages_that_cannot_be_used_are_told(tmp_path):
     with pytest.raises(UserError, match=r"^Storage 'nothing://x' cannot be used: "):
         open_study("nothing://x", SETUP, False)
+    with pytest.raises(UserError, match=r"^Storage '.*' must be a file or an URL, not a folder\.$"):
+        open_study(str(tmp_path), SETUP, False)
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("content", ["f", "[]", '{"op_code": "0"}', '{"a": 1}', "[" * 100_000])
+def test_a_file_that_is_no_journal_stays_as_it_is(tmp_path, content, behind):
+    storage = tmp_path / "s"
+    if behind:
+        open_study(str(storage), SETUP, False)
+    with storage.open("a") as file:
+        file.write(content + "\n" * behind)
+    before = storage.read_bytes()
+    with pytest.raises(UserError, match=r"^Storage '.*' is no journal \(line \d+\): it is left alone\.$"):
+        open_study(str(storage), SETUP, False)
+    assert storage.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_study_whose_last_line_broke_off_goes_on(tmp_path):
+    storage = tmp_path / "s"
+    search(open_study(str(storage), SETUP, False), fake, 4, 1, False)
+    content = storage.read_bytes()
+    storage.write_bytes(content[:-9])
+    assert len(points(open_study(str(storage), SETUP, False))) == 3
+    search(open_study(str(storage), SETUP, False), fake, 2, 1, False)
+    assert len(points(open_study(str(storage), SETUP, False))) >= 5
+    storage.write_bytes(b"")
+    assert points(open_study(str(storage), SETUP, False)) == []
 
 
 # --------------------------------------------------------------------------------- the front, page

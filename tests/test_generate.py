@@ -190,6 +190,15 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
     assert not (tmp_path / "rtl").exists()
 
 
+@pytest.mark.parametrize("content", ['{"mine": 1}', "[]", "{bad", ""])
+def test_a_manifest_of_something_else_is_left_alone(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"^Output '.*' holds another manifest\.json: it is left alone\.$"):
+        generate.run(out=tmp_path, op="softmax", lanes=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+    assert (tmp_path / "manifest.json").read_text() == content
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be made: .* is not a folder\.$"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import optuna
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -51,6 +52,7 @@ def open_study(storage: str, setup: Mapping[str, Any], frequency: bool) -> optun
             kept: Any = optuna.storages.get_storage(storage)
         else:
             Path(storage).parent.mkdir(parents=True, exist_ok=True)
+            _check_journal(Path(storage))
             kept = JournalStorage(JournalFileBackend(storage))
         study = optuna.create_study(
             storage=kept,
@@ -58,11 +60,40 @@ def open_study(storage: str, setup: Mapping[str, Any], frequency: bool) -> optun
             directions=[StudyDirection[each.upper()] for each in objectives(frequency).values()],
             load_if_exists=True,
         )
+        study.set_user_attr("setup", dict(setup))
+    except UserError:
+        raise
     except Exception as error:  # whatever the database or the file has to say
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"Storage {storage!r} cannot be used: {reason}") from error
-    study.set_user_attr("setup", dict(setup))
     return study
+
+
+def _check_journal(path: Path) -> None:
+    """Raise UserError, before anything is written, for a file that is no journal of ours.
+
+    The half line that a write leaves which broke off is dropped: the next one would be appended to it.
+    """
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise UserError(f"Storage {str(path)!r} must be a file or an URL, not a folder.")
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    try:
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        for number, line in enumerate(content[:whole].splitlines() or [content], 1):
+            try:
+                known = content == b"" or isinstance(json.loads(line).get("op_code"), int)
+            except (ValueError, AttributeError, RecursionError):
+                known = False
+            if not known:
+                raise UserError(f"Storage {str(path)!r} is no journal (line {number}): it is left alone.")
+        if whole < len(content):
+            os.truncate(path, whole)
+    finally:
+        lock.release()
 
 
 def search(
