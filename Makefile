@@ -6,7 +6,7 @@
 #   make lint      ruff and mypy
 #   make dinov2    the same as demo on a pretrained DINOv2 ViT-S/14 (97 MB of weights, ten minutes)
 #   make prove     proves the units equal to golden, for all inputs
-#   make verify    full verification: proofs, coverage, mutants that testbenches must find, broken files (hours)
+#   make verify    full verification: proofs, coverage, mutants that testbenches must find, broken files (an hour)
 #   make cost      size and frequency of the units, as a table and a page
 #   make explore   searches widths, tables and lanes for accuracy against area
 #   make speed     time of float, calibrated and golden model, and of each golden operator
