@@ -76,8 +76,9 @@ def run(
               for row in rows if str(row.figures.get("note", "")).startswith("failed")]
     tools = _tools(targets, library)
     _print(rows, before, markdown)
-    page = cost_page(rows, before, grown + failed, tools)
-    replace_folder(Path(out), {PAGE: page, JSON: _document(rows, grown, not grown + failed, tools)})
+    faults = grown + failed
+    page = cost_page(rows, before, faults, tools)
+    replace_folder(Path(out), {PAGE: page, JSON: _document(rows, grown, not faults, tools)})
     for sentence in failed:
         console.print(f"[red]failed:[/] {sentence}", highlight=False, soft_wrap=True)
     if accept and not failed:
@@ -88,7 +89,7 @@ def run(
         return 0
     for sentence in grown:
         console.print(f"[red]grown:[/] {sentence}", highlight=False, soft_wrap=True)
-    return int(bool(grown or failed))
+    return int(bool(faults))
 
 
 def _lanes(lanes: Sequence[int], units: Sequence[str]) -> list[int]:

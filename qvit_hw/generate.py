@@ -28,9 +28,8 @@ from golden.layernorm import LayerNormSpec
 from golden.requant import RequantSpec
 from golden.residual import ResidualSpec
 from golden.softmax import SoftmaxSpec
-from golden.tensorfile import read_json
 from qvit_hw.errors import UserError
-from qvit_hw.outputs import check_folder, made_folder, told, write_files
+from qvit_hw.outputs import check_folder, is_of, made_folder, told, write_files
 from qvit_hw.progress import bars
 from qvit_hw.rtl_folder import SCHEMA
 from rtl.axi import ADAPTER_LATENCY, AxiLayerNorm, AxiRowUnit, AxiSoftmax, slot_bytes
@@ -277,13 +276,8 @@ def _specs(bundle: Path | None) -> dict[str, Any]:
 def _check_manifest(out: Path) -> None:
     """Raise UserError if there is a manifest that is of something else; other files stay beside ours."""
     manifest = out / "manifest.json"
-    if manifest.exists():
-        try:
-            known = read_json(manifest.read_bytes()).get("schema") == SCHEMA
-        except (OSError, ValueError, AttributeError):
-            known = False
-        if not known:
-            raise UserError(f"Output {str(out)!r} holds another manifest.json: it is left alone.")
+    if manifest.exists() and not is_of(manifest, SCHEMA):
+        raise UserError(f"Output {str(out)!r} holds another manifest.json: it is left alone.")
 
 
 def _write(out: Path, files: dict[str, str]) -> None:

@@ -19,6 +19,7 @@ from .errors import UserError
 __all__ = [
     "check_folder",
     "check_replaced",
+    "is_of",
     "made_folder",
     "replace_folder",
     "replaced_folder",
@@ -51,14 +52,17 @@ def check_replaced(path: Path, index: str, schema: str, lacks: str = "") -> None
     """
     if path.is_symlink():
         raise UserError(f"Output {str(path)!r} must be a folder, not a file.")
-    if path.is_dir() and any(path.iterdir()):
-        try:
-            known = read_json((path / index).read_bytes()).get("schema") == schema
-        except (OSError, ValueError, AttributeError):
-            known = False
-        if not known:
-            raise UserError(f"Output {str(path)!r} holds other files{lacks}: it is left alone.")
+    if path.is_dir() and any(path.iterdir()) and not is_of(path / index, schema):
+        raise UserError(f"Output {str(path)!r} holds other files{lacks}: it is left alone.")
     check_folder(path, replaced=True)
+
+
+def is_of(index: Path, schema: str) -> bool:
+    """Whether the JSON file ``index`` is there and says that it is of this schema."""
+    try:
+        return bool(read_json(index.read_bytes()).get("schema") == schema)
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 @contextlib.contextmanager

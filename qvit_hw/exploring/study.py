@@ -74,10 +74,10 @@ def _check_journal(path: Path) -> None:
 
     The half line that a write leaves which broke off is dropped: the next one would be appended to it.
     """
-    if not path.exists():
-        return
-    if not path.is_file():
+    if path.exists() and not path.is_file():
         raise UserError(f"Storage {str(path)!r} must be a file or an URL, not a folder.")
+    if not path.exists() or path.stat().st_size == 0:
+        return
     lock = JournalFileSymlinkLock(str(path))
     lock.acquire()
     try:
@@ -85,7 +85,7 @@ def _check_journal(path: Path) -> None:
         whole = content.rfind(b"\n") + 1
         for number, line in enumerate(content[:whole].splitlines() or [content], 1):
             try:
-                known = content == b"" or isinstance(json.loads(line).get("op_code"), int)
+                known = isinstance(json.loads(line).get("op_code"), int)
             except (ValueError, AttributeError, RecursionError):
                 known = False
             if not known:
